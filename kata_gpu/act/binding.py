@@ -1,0 +1,119 @@
+"""Move the functions of a unit to other drivers together, or leave them where they were.
+
+Three attributes decide who holds a function (paths below ``bus/pci``):
+
+- ``devices/<address>/driver_override`` names the only driver that may claim it;
+- ``drivers/<driver>/unbind`` takes it away, and returns when the driver lets go;
+- ``drivers/<driver>/bind`` gives it to that driver, or fails with an errno.
+
+All overrides are written first: a host driver that loads in the middle then finds no
+function it may take. ``bind`` rather than ``drivers_probe``, which succeeds when no driver
+answers. Nothing is done because a write returned: the bindings are read back.
+
+Source: Linux Documentation/ABI/testing/sysfs-bus-pci; bind_store and drivers_probe_store in
+drivers/base/bus.c; driver_override_store in drivers/base/dd.c.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from kata_gpu.errors import HostError, KataGpuError, RollbackError, VerificationError
+from kata_gpu.host.sysfs import Sysfs
+from kata_gpu.model.pci import Binding, PciAddress
+
+log = logging.getLogger(__name__)
+
+Targets = Mapping[PciAddress, Binding]
+
+_OVERRIDE_CLEARED: Final = "\n"  # an empty write never reaches the store
+_OVERRIDE_UNSET: Final = frozenset({"(null)", ""})
+
+
+def read(sysfs: Sysfs, address: PciAddress) -> Binding:
+    """Return the binding the kernel reports now; raise HostError without the function."""
+    device = f"bus/pci/devices/{address}"
+    override = sysfs.read(f"{device}/driver_override")
+    return Binding(
+        driver=sysfs.link(f"{device}/driver"),
+        override=None if override in _OVERRIDE_UNSET else override,
+    )
+
+
+def rebind(sysfs: Sysfs, targets: Targets) -> None:
+    """Give every function its target binding, in the order of *targets*, or none of them.
+
+    A function that has it already is not written to. Blocks until the old drivers let go,
+    which may be never: the caller chooses the thread and how long to wait for it.
+
+    Raises:
+        HostError: the kernel refused a step, or a function vanished; what is still there has
+            its old binding.
+        VerificationError: no step was refused, yet a binding read back is not the target;
+            the old bindings are in place.
+        RollbackError: the old bindings could not be restored.
+    """
+    before = {address: read(sysfs, address) for address in targets}
+    for address, target in targets.items():
+        if target.driver is not None and not sysfs.exists(f"bus/pci/drivers/{target.driver}"):
+            raise HostError(
+                f"cannot bind {address} to {target.driver}: no such driver is loaded; "
+                f"load its module (modprobe) and try again"
+            )
+    started = time.monotonic()
+    try:
+        _move(sysfs, targets)
+    except KataGpuError as failure:
+        gone = [a for a in targets if not sysfs.exists(f"bus/pci/devices/{a}")]
+        _roll_back(sysfs, {a: b for a, b in before.items() if a not in gone}, failure)
+        if gone:
+            where = ", ".join(map(str, gone))
+            raise HostError(
+                f"cannot bind {where}: it vanished from the bus meanwhile ({failure})"
+            ) from failure
+        raise
+    elapsed_s = time.monotonic() - started
+    for address, target in targets.items():
+        log.info("bound %s: %s, was %s (%.2f s)", address, target, before[address], elapsed_s)
+
+
+def _move(sysfs: Sysfs, targets: Targets) -> None:
+    """Take the steps that are missing to *targets*, and no other; then read them back."""
+    current = {address: read(sysfs, address) for address in targets}
+    for address, target in targets.items():
+        if current[address].override != target.override:
+            override = target.override or _OVERRIDE_CLEARED
+            sysfs.write(f"bus/pci/devices/{address}/driver_override", override)
+    changing = [a for a, target in targets.items() if current[a].driver != target.driver]
+    for address in changing:
+        driver = current[address].driver
+        if driver is not None:
+            sysfs.write(f"bus/pci/drivers/{driver}/unbind", str(address))
+    for address in changing:
+        driver = targets[address].driver
+        if driver is not None:
+            sysfs.write(f"bus/pci/drivers/{driver}/bind", str(address))
+    verify(sysfs, targets)
+
+
+def verify(sysfs: Sysfs, targets: Targets) -> None:
+    """Raise VerificationError unless every function has its target binding."""
+    for address, target in targets.items():
+        reached = read(sysfs, address)
+        if reached != target:
+            raise VerificationError(
+                f"cannot bind {address} to {target}: every write was accepted, but it has {reached}"
+            )
+
+
+def _roll_back(sysfs: Sysfs, before: Targets, failure: KataGpuError) -> None:
+    """Return the functions to *before* and say so, or raise RollbackError."""
+    undo = {address: before[address] for address in reversed(list(before))}
+    try:
+        _move(sysfs, undo)
+    except KataGpuError as error:
+        where = ", ".join(f"{address} to {binding}" for address, binding in before.items())
+        message = f"cannot return {where} ({error}) after a failure: {failure}"
+        raise RollbackError(message, failure) from error
+    log.warning("returned %s to the old driver after a failure: %s", [*map(str, undo)], failure)

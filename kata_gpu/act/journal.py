@@ -1,0 +1,136 @@
+"""The ledger on disk: one JSON file, written ahead of every change.
+
+Atomic and durable (temporary, fsync, rename, fsync of the directory), with a schema version
+and a checksum. What cannot be read is never replaced by an empty ledger: the originals in
+it are the only way back.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from kata_gpu.errors import HostError, LedgerError
+from kata_gpu.host import files
+from kata_gpu.model.ledger import SCHEMA, Ledger, LedgerEntry, OriginalFunction, Stage
+from kata_gpu.model.pci import Binding, PciAddress
+
+_MODE: Final = 0o600
+_REMEDY: Final = (
+    "nothing is changed until it can be read: restore it from a backup, or move it away "
+    "after you have given the devices back by hand"
+)
+
+
+class Journal:
+    """The ledger's file, and its content as last saved."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ledger = _read(path)
+
+    def save(self, ledger: Ledger) -> None:
+        """Make *ledger* durable; HostError leaves the old one in place."""
+        if ledger == self.ledger:
+            return
+        body = _body(ledger)
+        document = {"schema": SCHEMA, "sha256": _checksum(body), "ledger": body}
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        files.replace(self.path, text, staging=self.path.parent, mode=_MODE)
+        self.ledger = ledger
+
+
+def _read(path: Path) -> Ledger:
+    """Return the ledger at *path*, an empty one when there is none.
+
+    Raises:
+        LedgerError: it is damaged, or of a newer schema than this agent's.
+    """
+    try:
+        text = files.read(path)
+    except HostError as error:
+        raise LedgerError(f"cannot trust the ledger: {error}; {_REMEDY}") from error
+    if text is None:
+        return Ledger()
+    try:
+        document = json.loads(text)
+        schema, body = document["schema"], document["ledger"]
+        checks_out = document["sha256"] == _checksum(body)
+        if checks_out and schema == SCHEMA:
+            return _ledger(body)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LedgerError(f"cannot trust the ledger {path}: {error!r}; {_REMEDY}") from error
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise LedgerError(
+            f"cannot use the ledger {path}: it has schema {schema} and this agent knows up to "
+            f"{SCHEMA}; install the newer agent again"
+        )
+    raise LedgerError(
+        f"cannot trust the ledger {path}: its checksum does not match its content; {_REMEDY}"
+    )
+
+
+def _checksum(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _body(ledger: Ledger) -> dict[str, Any]:
+    return {
+        "units": [
+            {
+                "unit": entry.unit,
+                "stage": entry.stage.value,
+                "functions": [
+                    {
+                        "address": str(function.address),
+                        "vendor": f"{function.vendor:04x}",
+                        "device": f"{function.device:04x}",
+                        "driver": function.original.driver,
+                        "override": function.original.override,
+                    }
+                    for function in entry.functions
+                ],
+            }
+            for entry in ledger.entries
+        ],
+        "files": list(ledger.files),
+    }
+
+
+def _ledger(body: dict[str, Any]) -> Ledger:
+    return Ledger(
+        entries=tuple(
+            LedgerEntry(
+                unit=str(PciAddress.parse(entry["unit"])),
+                stage=Stage(entry["stage"]),
+                functions=tuple(_function(function) for function in entry["functions"]),
+            )
+            for entry in body["units"]
+        ),
+        files=tuple(_absolute(path) for path in body["files"]),
+    )
+
+
+def _function(function: dict[str, Any]) -> OriginalFunction:
+    return OriginalFunction(
+        address=PciAddress.parse(function["address"]),
+        vendor=int(function["vendor"], 16),
+        device=int(function["device"], 16),
+        original=Binding(
+            driver=_driver(function["driver"]), override=_driver(function["override"])
+        ),
+    )
+
+
+def _driver(name: Any) -> str | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
+        raise ValueError(f"not a driver's name: {name!r}")
+    return name
+
+
+def _absolute(path: Any) -> str:
+    if not isinstance(path, str) or not path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"not an absolute path: {path!r}")
+    return path

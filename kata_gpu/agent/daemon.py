@@ -1,0 +1,214 @@
+"""The daemon: a turn at the start, at every hint of a change, and once in a while.
+
+Turns run one after another in a worker thread; the event loop answers the status socket
+meanwhile with the state the last turn left. The end of the daemon changes nothing on the
+node: devices stay bound, files stay written, VMs run on.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from kata_gpu.act.journal import Journal
+from kata_gpu.agent import node
+from kata_gpu.agent.node import Turn
+from kata_gpu.errors import KataGpuError
+from kata_gpu.host import Host, files, locks, systemd
+from kata_gpu.host.uevents import Uevents
+from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.report import NodeState, Report, Result
+from kata_gpu.observe import server
+from kata_gpu.observe.document import document
+from kata_gpu.settings.agent import Settings
+
+log = logging.getLogger(__name__)
+
+LoadBlueprint = Callable[[], Blueprint]
+
+STATUS: Final = "/v1/status"
+
+
+async def run(
+    host: Host, settings: Settings, load_blueprint: LoadBlueprint, uevents: Uevents
+) -> None:
+    """Hold the node to the blueprint until SIGTERM or SIGINT; SIGHUP reads it again.
+
+    Raises:
+        HeldError: another agent holds this node, or serves the status socket.
+        LedgerError: the ledger cannot be trusted; nothing was changed.
+        InvalidBlueprint: the blueprint is wrong; nothing was changed.
+    """
+    with locks.exclusive(host.path(settings.lock)):
+        _sweep(host, settings)
+        daemon = _Daemon(host, settings, load_blueprint)
+        async with server.serve(
+            host.path(settings.socket), {STATUS: daemon.status}, mode=settings.socket_mode
+        ):
+            await daemon.turn()
+            systemd.notify(f"READY=1\nSTATUS={daemon.summary()}")
+            await _turn_until_stopped(daemon, uevents, settings)
+            systemd.notify("STOPPING=1")
+    log.info("stopped; every device stays bound as it is")
+
+
+def _sweep(host: Host, settings: Settings) -> None:
+    """Remove what a killed agent's half-written files left behind."""
+    for directory in (settings.state_directory, settings.cdi_directory):
+        for left in files.sweep(host.path(directory)):
+            log.warning("removed %s, which a killed agent left", left)
+
+
+async def _turn_until_stopped(daemon: "_Daemon", uevents: Uevents, settings: Settings) -> None:
+    """Take a turn whenever there is a reason to, until a signal says stop."""
+    wake, stop = asyncio.Event(), asyncio.Event()
+    with _listening(daemon, uevents, wake, stop):
+        while not stop.is_set():
+            await _wait(wake, settings.rescan_interval_s)
+            await _wait(stop, settings.settle_s)  # let what belongs together arrive
+            wake.clear()
+            if not stop.is_set():
+                await daemon.turn()
+
+
+@contextmanager
+def _listening(
+    daemon: "_Daemon", uevents: Uevents, wake: asyncio.Event, stop: asyncio.Event
+) -> Iterator[None]:
+    """Wake at uevents and signals, and stop at those that end the daemon."""
+    loop = asyncio.get_running_loop()
+
+    def hint() -> None:
+        for event in uevents.drain():
+            log.debug("uevent: %s", event)
+        wake.set()
+
+    def reload() -> None:
+        daemon.reload()
+        wake.set()
+
+    def end() -> None:
+        stop.set()
+        wake.set()
+
+    loop.add_reader(uevents.fileno(), hint)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        loop.remove_reader(uevents.fileno())
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+class _Daemon:
+    """The state between turns: the blueprint in force, the ledger, and the latest answer."""
+
+    def __init__(self, host: Host, settings: Settings, load_blueprint: LoadBlueprint) -> None:
+        self._host = host
+        self._settings = settings
+        self._load_blueprint = load_blueprint
+        self._blueprint = load_blueprint()
+        self._journal = Journal(host.path(settings.ledger))
+        self._failed: dict[str, tuple[str, float]] = {}
+        self._last_report = Report()
+        self._number = 0
+        self._state: NodeState | None = None
+        self._complaint: str | None = None
+
+    async def turn(self) -> None:
+        """Take one turn off the loop, and let readers have its state."""
+        self._number += 1
+        hopeless = self._not_yet()
+        turn = await asyncio.to_thread(
+            node.converge,
+            self._host,
+            self._settings,
+            self._blueprint,
+            self._journal,
+            failed=hopeless,
+        )
+        self._remember(turn, hopeless)
+        if turn.report.outcomes:
+            self._last_report = turn.report
+        before = self._state
+        self._state = node.describe(
+            turn,
+            self._settings,
+            self._blueprint,
+            self._journal.ledger,
+            number=self._number,
+            last_report=self._last_report,
+        )
+        _log_changes(before, self._state)
+
+    def reload(self) -> None:
+        """Read the blueprint again; a wrong one is complained of, and the old one stays."""
+        try:
+            self._blueprint = self._load_blueprint()
+        except KataGpuError as error:
+            self._complaint = str(error)
+            log.error("kept blueprint %s: %s", self._blueprint.version, error)  # noqa: TRY400
+        else:
+            self._complaint = None
+            self._failed.clear()
+            log.info("read blueprint %s", self._blueprint.version)
+
+    def status(self) -> dict[str, object]:
+        """Return the answer to GET /v1/status."""
+        answer: dict[str, object] = {"ready": self._state is not None}
+        if self._complaint:
+            answer["blueprint_error"] = self._complaint
+        return answer if self._state is None else {**answer, **document(self._state)}
+
+    def summary(self) -> str:
+        """Return one line for the service manager."""
+        units = self._state.units if self._state else ()
+        states = [unit.state.value for unit in units]
+        counts = ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
+        return f"blueprint {self._blueprint.version}: {counts or 'no units'}"
+
+    def _not_yet(self) -> dict[str, str]:
+        """Return the units whose last failure is too fresh to try again.
+
+        A failed move makes events itself: without a pause the agent would chase them.
+        """
+        now = time.monotonic()
+        return {unit: why for unit, (why, until) in self._failed.items() if until > now}
+
+    def _remember(self, turn: Turn, hopeless: Mapping[str, str]) -> None:
+        until = time.monotonic() + self._settings.rescan_interval_s
+        self._failed = {
+            unit: self._failed[unit] if unit in hopeless else (why, until)
+            for unit, why in turn.failed.items()
+        }
+
+
+def _log_changes(before: NodeState | None, after: NodeState) -> None:
+    """Say once what changed for each unit; what failed was logged where it failed."""
+    known = {unit.id: unit.state for unit in before.units} if before else {}
+    for unit in after.units:
+        if known.get(unit.id) is not unit.state:
+            log.info("unit %s is %s: %s", unit.id, unit.state, unit.reason)
+    for outcome in after.last_report.outcomes if before is None else ():
+        if outcome.result is Result.SKIPPED:
+            log.warning("skipped: %s: %s", outcome.step, outcome.detail)
+
+
+def blueprint_from(path: Path) -> LoadBlueprint:
+    """Return what reads the blueprint at *path*."""
+    from kata_gpu.settings import blueprint  # noqa: PLC0415 - pydantic is for who parses
+
+    return lambda: blueprint.load(path)

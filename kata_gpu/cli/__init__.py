@@ -1,0 +1,38 @@
+"""The ``kata-gpu`` command: parse, one call, print. The only room that exits."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Never
+
+from kata_gpu.cli import parser
+from kata_gpu.cli.exit_code import ExitCode
+from kata_gpu.errors import KataGpuError
+
+
+def main(argv: Sequence[str] | None = None) -> Never:
+    """Run the command line and exit with its status."""
+    sys.exit(_status(argv))
+
+
+def _status(argv: Sequence[str] | None) -> int:
+    options = parser.build().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else options.log_level,
+        format="%(levelname)s %(message)s"
+        if "JOURNAL_STREAM" in os.environ
+        else "%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        return int(options.verb(options))
+    except KataGpuError as error:
+        print(f"kata-gpu: {error}", file=sys.stderr)
+        return ExitCode.FAILED
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
+    except KeyboardInterrupt:
+        print("kata-gpu: interrupted", file=sys.stderr)
+        return ExitCode.FAILED

@@ -1,0 +1,142 @@
+"""``kata-gpu plan``, ``apply`` and ``release``: see the steps, then take them."""
+
+import argparse
+import sys
+
+from kata_gpu.act import executor
+from kata_gpu.act.journal import Journal
+from kata_gpu.agent import node
+from kata_gpu.cli import context, output
+from kata_gpu.cli.exit_code import ExitCode
+from kata_gpu.errors import HostError
+from kata_gpu.host import Host, locks
+from kata_gpu.model.pci import PciAddress
+from kata_gpu.model.plan import Plan, Severity, Step, headline, text
+from kata_gpu.model.report import Outcome, Report, Result
+from kata_gpu.observe.document import document
+from kata_gpu.settings import blueprint
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print the plan; exit 0 for an empty one, 2 for one with steps."""
+    host, settings = context.host(options), context.settings(options)
+    wanted = blueprint.load(context.blueprint_path(options, settings))
+    ledger = Journal(host.path(settings.ledger)).ledger
+    inventory, found = node.make_plan(host, settings, wanted, ledger)
+    if options.output in {"json", "yaml"}:
+        body = {**document(found), "problems": document(inventory.problems)}
+        print(output.dump(body, options.output))
+    else:
+        print(text(found), end="")
+        for problem in inventory.problems:
+            print(f"problem: {problem.subject}: {problem.reason}")
+    return _verdict(found)
+
+
+def apply(options: argparse.Namespace) -> int:
+    """Take the plan's steps, after asking."""
+    if options.dry_run:
+        options.output = "table"
+        return plan(options)
+    host, settings = context.host(options), context.settings(options)
+    wanted = blueprint.load(context.blueprint_path(options, settings))
+    with locks.exclusive(host.path(settings.lock)):
+        journal = Journal(host.path(settings.ledger))
+        _, found = node.make_plan(host, settings, wanted, journal.ledger)
+        if not _agreed(found, options):
+            return _verdict(found) if not found.steps else ExitCode.FAILED
+        turn = node.converge(host, settings, wanted, journal, progress=_show)
+    if turn.report.failures:
+        return _failed(turn.report)
+    _show_findings(turn.plan)
+    return ExitCode.REFUSED if turn.plan.refusals else ExitCode.OK
+
+
+def release(options: argparse.Namespace) -> int:
+    """Give units back, after asking."""
+    host, settings = context.host(options), context.settings(options)
+    if options.all == bool(options.unit):
+        raise HostError("cannot release: name units, or say --all; kata-gpu status lists them")
+    chosen = None if options.all else frozenset(map(_unit, options.unit))
+    if options.dry_run:
+        ledger = Journal(host.path(settings.ledger)).ledger
+        _require_known(chosen, {entry.unit for entry in ledger.entries})
+        print(text(node.make_release(host, settings, ledger, chosen)), end="")
+        return ExitCode.OK
+    with locks.exclusive(host.path(settings.lock)):
+        journal = Journal(host.path(settings.ledger))
+        _require_known(chosen, {entry.unit for entry in journal.ledger.entries})
+        found = node.make_release(host, settings, journal.ledger, chosen)
+        if not _agreed(found, options):
+            return _verdict(found) if not found.steps else ExitCode.FAILED
+        report = _execute(host, found, journal)
+    if report.failures:
+        return _failed(report)
+    return ExitCode.REFUSED if found.refusals else ExitCode.OK
+
+
+def _execute(host: Host, found: Plan, journal: Journal) -> Report:
+    return executor.execute(host, found, journal, progress=_show)
+
+
+def _unit(name: str) -> str:
+    try:
+        return str(PciAddress.parse(name))
+    except ValueError as error:
+        raise HostError(f"cannot release {name!r}: {error}") from error
+
+
+def _require_known(chosen: frozenset[str] | None, known: set[str]) -> None:
+    strangers = sorted((chosen or frozenset()) - known)
+    if strangers:
+        ours = ", ".join(sorted(known)) or "none"
+        raise HostError(f"cannot release {', '.join(strangers)}: not ours (ours: {ours})")
+
+
+def _agreed(found: Plan, options: argparse.Namespace) -> bool:
+    """Print the plan, and ask unless it is empty or --yes was given."""
+    print(text(found), end="", flush=True)
+    if not found.steps or options.yes:
+        return bool(found.steps)
+    if not sys.stdin.isatty():
+        raise HostError("cannot ask for consent: standard input is no terminal; say --yes")
+    answer = input(f"take {len(found.steps)} steps? [y/N] ")
+    if answer.strip().lower() in {"y", "yes"}:
+        return True
+    print("nothing was changed")
+    return False
+
+
+def _show(number: int, step: Step, outcome: Outcome | None) -> None:
+    """Print a step when it starts on a terminal, and when it ends anywhere."""
+    if outcome is None:
+        if sys.stdout.isatty():
+            print(f"{number:3}  …  {headline(step)}", end="\r", flush=True)
+        return
+    colour = "good" if outcome.result is Result.DONE else "bad"
+    detail = f": {outcome.detail}" if outcome.detail else ""
+    word = output.coloured(outcome.result.value, colour)
+    print(f"{number:3}  {word}  {outcome.step}{detail} ({outcome.elapsed_s:.2f} s)", flush=True)
+
+
+def _show_findings(found: Plan) -> None:
+    for finding in found.findings:
+        if finding.severity is not Severity.INFO:
+            print(f"{finding.severity}: {finding}")
+
+
+def _failed(report: Report) -> int:
+    count = len(report.failures)
+    first = report.failures[0]
+    print(
+        f"kata-gpu: {count} step{'s' if count != 1 else ''} failed, first: "
+        f"{first.step}: {first.detail}",
+        file=sys.stderr,
+    )
+    return ExitCode.FAILED
+
+
+def _verdict(found: Plan) -> int:
+    if found.steps:
+        return ExitCode.CHANGES
+    return ExitCode.REFUSED if found.refusals else ExitCode.OK

@@ -1,0 +1,18 @@
+"""Exit statuses: what a script may rely on."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The end of a verb, for scripts."""
+
+    OK = 0
+    FAILED = 1
+    CHANGES = 2
+    """``plan``: there is something to do."""
+
+    REFUSED = 3
+    """Nothing to do, or all of it done, but something the blueprint asks for is refused."""
+
+    USAGE = 64
+    """The command line is wrong (EX_USAGE of sysexits.h; 2 is taken by ``plan``)."""

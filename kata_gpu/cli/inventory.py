@@ -1,0 +1,94 @@
+"""``kata-gpu inventory``: what is on this node, and what may leave it."""
+
+import argparse
+
+from kata_gpu.cli import context, output
+from kata_gpu.cli.exit_code import ExitCode
+from kata_gpu.discover.inventory import collect, is_accelerator
+from kata_gpu.model.inventory import Inventory
+from kata_gpu.model.iommu import Verdict, judge, judge_without_group
+from kata_gpu.model.pci import PciFunction, PhysicalFunction, VirtualFunction
+from kata_gpu.observe.document import document
+
+_HEADER = ("ADDRESS", "DEVICE", "CLASS", "DRIVER", "GROUP", "NUMA", "PASSTHROUGH")
+_WIDE = ("OVERRIDE", "ROOT", "BARS", "LINK", "RESET", "SR-IOV", "POWER")
+
+
+def inventory(options: argparse.Namespace) -> int:
+    """Print the inventory and exit with 0; problems are part of it."""
+    found = collect(
+        context.host(options), interest=(lambda _: True) if options.all else is_accelerator
+    )
+    verdicts = _verdicts(found)
+    if options.output in {"json", "yaml"}:
+        body = document(found)
+        body["verdicts"] = document(tuple(verdicts.values()))
+        print(output.dump(body, options.output))
+    else:
+        print(_text(found, verdicts, is_wide=options.output == "wide"))
+    return ExitCode.OK
+
+
+def _verdicts(found: Inventory) -> dict[object, Verdict]:
+    """Return a verdict for each group, and for each accelerator that is in none."""
+    functions = found.by_address()
+    verdicts: dict[object, Verdict] = {
+        group.number: judge(group, functions, found.platform) for group in found.groups
+    }
+    for function in found.functions:
+        if function.iommu_group is None and is_accelerator(function.identity):
+            verdicts[function.address] = judge_without_group(function, found.platform)
+    return verdicts
+
+
+def _text(found: Inventory, verdicts: dict[object, Verdict], *, is_wide: bool) -> str:
+    rows = []
+    for function in found.functions:
+        verdict = verdicts.get(
+            function.address if function.iommu_group is None else function.iommu_group
+        )
+        row: list[object] = [
+            function.address,
+            function.label,
+            function.identity.class_hex[:4],
+            function.binding.driver,
+            function.iommu_group,
+            function.numa_node,
+            _answer(function, verdict),
+        ]
+        rows.append(row + _more(function) if is_wide else row)
+    text = output.table(_HEADER + _WIDE if is_wide else _HEADER, rows)
+    for verdict in (v for v in verdicts.values() if v.passengers):
+        where = "node" if verdict.group is None else f"group {verdict.group}"
+        text += "".join(f"\n{where}: {blocker}" for blocker in verdict.blockers)
+    text += "".join(f"\nproblem: {problem.subject}: {problem.reason}" for problem in found.problems)
+    return text
+
+
+def _answer(function: PciFunction, verdict: Verdict | None) -> str | None:
+    if function.is_bridge or verdict is None:
+        return None
+    return "yes" if verdict.is_viable else "no"
+
+
+def _more(function: PciFunction) -> list[object]:
+    link = function.link
+    return [
+        function.binding.override,
+        function.root,
+        "+".join(output.size(bar.size_bytes) for bar in function.bars),
+        f"{link.speed_gt_s}x{link.width}/{link.max_speed_gt_s}x{link.max_width}" if link else None,
+        ",".join(function.reset_methods),
+        _sriov(function),
+        function.power_state,
+    ]
+
+
+def _sriov(function: PciFunction) -> str | None:
+    match function.sriov:
+        case PhysicalFunction(total_vfs=total, active_vfs=active):
+            return f"PF {active}/{total}"
+        case VirtualFunction(parent=parent):
+            return f"VF of {parent}"
+        case None:
+            return None

@@ -1,0 +1,187 @@
+"""The words of the command line, and what each is good for.
+
+Verbs are imported when they run: ``kata-gpu status`` must not pay for what ``run`` needs.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NoReturn
+
+from kata_gpu import __version__
+from kata_gpu.cli.exit_code import ExitCode
+from kata_gpu.cli.output import FORMATS
+
+_EPILOG: Final = """\
+a first look at a node:
+  kata-gpu inventory                 what is here, and what may be passed through
+  kata-gpu plan                      what the blueprint would change, and why
+  kata-gpu apply --dry-run           the same, at the place where it would be done
+  kata-gpu apply                     do it, after asking
+  kata-gpu status                    what the running agent says
+  kata-gpu release --all             give everything back
+
+files: /etc/kata-gpu/agent.toml (optional), /etc/kata-gpu/blueprint.toml
+exit status: 0 in order or done, 1 failed, 2 plan has steps, 3 refused, 64 wrong usage
+"""
+
+Verb = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, less its exit status 2, which says "there are changes" here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(ExitCode.USAGE, f"{self.prog}: cannot understand this: {message}\n")
+
+
+def build() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(
+        prog="kata-gpu",
+        description="Give whole GPUs of this node to Kata pod VMs, and give them back.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_looking(verbs)
+    _add_changing(verbs)
+    _add_daemon(verbs)
+    return parser
+
+
+def _add_looking(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    inventory = _verb(
+        verbs,
+        "inventory",
+        "inventory",
+        "show GPUs, their company and their IOMMU groups",
+        "Read sysfs once and show every GPU, NVSwitch, companion function and bridge above "
+        "them, with the verdict whether its IOMMU group may be given to a VM. Changes nothing "
+        "and needs no blueprint and no agent.",
+    )
+    inventory.add_argument("--all", action="store_true", help="show every PCI function")
+    _add_output(inventory)
+    status = _verb(
+        verbs,
+        "status",
+        "status",
+        "show what the running agent says",
+        "Ask the agent on its status socket. The same as JSON: "
+        "curl --unix-socket /run/kata-gpu/status.sock http://localhost/v1/status",
+    )
+    status.add_argument("--socket", type=Path, help="the agent's socket (default: from agent.toml)")
+    _add_output(status)
+    plan = _verb(
+        verbs,
+        "plan",
+        "change",
+        "show what the blueprint would change, and why",
+        "Compare the node with the blueprint and print every step. Changes nothing. Exits 0 "
+        "when there is nothing to do, 2 when there is, 3 when something is refused and there "
+        "is nothing else to do.",
+    )
+    _add_blueprint(plan)
+    _add_output(plan)
+
+
+def _add_changing(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    apply = _verb(
+        verbs,
+        "apply",
+        "change",
+        "make the node what the blueprint says",
+        "Print the plan, ask, and take its steps; each is verified, and undone if it fails. A "
+        "device that somebody uses is not taken. Refused while the agent runs, which does this "
+        "by itself.",
+    )
+    _add_blueprint(apply)
+    _add_consent(apply)
+    apply.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    release = _verb(
+        verbs,
+        "release",
+        "change",
+        "give devices back to the driver they came from",
+        "Withdraw units from the CDI spec, return their functions to the drivers the ledger "
+        "remembers, and clear the overrides; with --all also remove every file that is ours. "
+        "Needs no blueprint. Stop the agent first, or it binds them again.",
+    )
+    release.add_argument("unit", nargs="*", metavar="UNIT", help="a unit's PCI address")
+    release.add_argument("--all", action="store_true", help="every unit, and all our files")
+    _add_consent(release)
+    release.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+
+
+def _add_daemon(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    run = _verb(
+        verbs,
+        "run",
+        "run",
+        "hold the node to the blueprint (the daemon)",
+        "Apply the blueprint, watch for changes, repair them, and answer on the status socket, "
+        "until SIGTERM, which unbinds nothing. SIGHUP reads the blueprint again.",
+    )
+    run.set_defaults(log_level=logging.INFO)
+    _add_blueprint(run)
+    completion = _verb(
+        verbs,
+        "completion",
+        "completion",
+        "print a completion script for your shell",
+        "For bash: source <(kata-gpu completion bash)",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+
+
+def _verb(
+    verbs: "argparse._SubParsersAction[_Parser]",
+    name: str,
+    module: str,
+    summary: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=summary, description=description)
+
+    def call(options: argparse.Namespace) -> int:
+        verb: Verb = getattr(importlib.import_module(f"kata_gpu.cli.{module}"), name)
+        return verb(options)
+
+    parser.set_defaults(verb=call, log_level=logging.WARNING)
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every detail")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("/"),
+        metavar="DIR",
+        help="where the host's file system is mounted (default: /)",
+    )
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        metavar="FILE",
+        help="the agent's settings (default: /etc/kata-gpu/agent.toml, if it is there)",
+    )
+    return parser
+
+
+def _add_blueprint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--blueprint",
+        type=Path,
+        metavar="FILE",
+        help="what the node should be (default: from the settings)",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", choices=FORMATS, default="table", help="how to print it")
+
+
+def _add_consent(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")

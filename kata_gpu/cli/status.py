@@ -1,0 +1,87 @@
+"""``kata-gpu status``: what the running agent says of the node and each unit."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Final
+
+from kata_gpu.cli import context, output
+from kata_gpu.cli.exit_code import ExitCode
+from kata_gpu.observe import client
+
+_DEFAULT_SOCKET: Final = "/run/kata-gpu/status.sock"
+_DEFAULT_SETTINGS: Final = "/etc/kata-gpu/agent.toml"
+_COLOURS: Final = {"available": "good", "host": "good", "refused": "bad", "failed": "bad"}
+_HEADER: Final = ("UNIT", "STATE", "POOL", "RESOURCE", "GROUP", "NUMA", "DEVICE")
+_WIDE: Final = ("DRIVERS", "NODES")
+
+
+def status(options: argparse.Namespace) -> int:
+    """Print the state of the node."""
+    state = client.get(_socket(options), "/v1/status")
+    if options.output in {"json", "yaml"}:
+        print(output.dump(state, options.output))
+    elif not state.get("ready"):
+        print("the agent takes its first turn; ask again")
+    else:
+        print(_text(state, is_wide=options.output == "wide"))
+    return ExitCode.OK
+
+
+def _socket(options: argparse.Namespace) -> Path:
+    if options.socket is not None:
+        return Path(options.socket)
+    host = context.host(options)
+    if options.settings is None and not host.path(_DEFAULT_SETTINGS).exists():
+        return host.path(_DEFAULT_SOCKET)  # nothing to parse: spare the parser's import
+    return host.path(context.settings(options).socket)
+
+
+def _text(state: dict[str, Any], *, is_wide: bool) -> str:
+    platform = state["platform"]
+    lines = [
+        f"agent {state['agent']}, blueprint {state['blueprint']}, "
+        f"turn {state['pass_number']} at {state['read_at']}",
+        f"kernel {platform['kernel_release']}, IOMMU {platform['iommu'] or 'off'}, interrupt "
+        f"remapping {_yes(platform['interrupt_remapping'])}, iommufd {_yes(platform['iommufd'])}, "
+        f"TEE {', '.join(platform['tees']) or 'none'}",
+        "",
+        output.table(
+            _HEADER + _WIDE if is_wide else _HEADER,
+            [_row(unit, is_wide=is_wide) for unit in state["units"]],
+        )
+        if state["units"]
+        else "no unit is selected by any pool",
+    ]
+    lines += [
+        output.coloured(f"{unit['id']} is {unit['state']}: {unit['reason']}", "bad")
+        for unit in state["units"]
+        if unit["state"] in {"refused", "failed", "pending"}
+    ]
+    lines += [
+        f"{finding['severity']}: {finding['subject']}: {finding['reason']}; {finding['remedy']}"
+        for finding in state["findings"]
+    ]
+    lines += [f"problem: {p['subject']}: {p['reason']}" for p in state["problems"]]
+    if "blueprint_error" in state:
+        lines.append(output.coloured(f"blueprint not reloaded: {state['blueprint_error']}", "bad"))
+    return "\n".join(lines)
+
+
+def _row(unit: dict[str, Any], *, is_wide: bool) -> list[object]:
+    row = [
+        unit["id"],
+        unit["state"],
+        unit["pool"],
+        unit["resource"],
+        unit["group"],
+        unit["numa_node"],
+        unit["functions"][0]["label"] if unit["functions"] else None,
+    ]
+    if is_wide:
+        row.append(",".join(f["binding"]["driver"] or "none" for f in unit["functions"]))
+        row.append(" ".join(unit["nodes"]))
+    return row
+
+
+def _yes(value: bool | None) -> str:
+    return "unknown" if value is None else "on" if value else "off"

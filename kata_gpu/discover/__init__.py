@@ -1,0 +1,1 @@
+"""Look at the host once and say what is there."""

@@ -1,0 +1,128 @@
+"""Make the inventory in one pass over sysfs.
+
+A function matters if it is a GPU or an NVSwitch, or if the caller is interested in it; so
+do the others of its slot and of its IOMMU group, and the bridges above. Of the rest only
+the identity is read. A function that vanishes or lies in between is a problem in the
+inventory: it never spoils the others.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from kata_gpu.discover import functions, kata, platform
+from kata_gpu.discover.functions import DEVICES, Place, UnreadableFunctionError
+from kata_gpu.errors import HostError
+from kata_gpu.host import Host, files, pci_ids
+from kata_gpu.host.sysfs import Sysfs
+from kata_gpu.model.blueprint import KataHandler
+from kata_gpu.model.inventory import FileContent, Inventory, Problem
+from kata_gpu.model.iommu import IommuGroup
+from kata_gpu.model.pci import Identity, PciAddress, PciFunction
+
+Interest = Callable[[Identity], bool]
+
+_GROUPS: Final = "kernel/iommu_groups"
+_NOIOMMU: Final = "vfio-noiommu"
+_DIRECT: Final = "direct"
+
+
+def is_accelerator(identity: Identity) -> bool:
+    """The least that always matters: GPUs and NVSwitches."""
+    return identity.is_gpu or identity.is_nvswitch
+
+
+def collect(
+    host: Host,
+    *,
+    interest: Interest = is_accelerator,
+    handlers: Iterable[KataHandler] = (),
+    paths: Iterable[str] = (),
+) -> Inventory:
+    """Look at the host once.
+
+    *interest* adds functions to those that always matter; *handlers* are looked up as the
+    blueprint names them; *paths* are files whose content the planner compares.
+    """
+    read_at = datetime.now(UTC)
+    problems: list[Problem] = []
+    places = _places(host.sysfs, problems)
+    wanted = _that_matter(places, interest)
+    found: list[PciFunction] = []
+    with pci_ids.opened(host.root) as names:
+        for address in sorted(wanted):
+            try:
+                found.append(functions.details(host.sysfs, places[address], names))
+            except UnreadableFunctionError as error:
+                problems.append(Problem(subject=str(address), reason=str(error)))
+    numbers = {f.iommu_group for f in found if f.iommu_group is not None}
+    facts, unknown = platform.read(host)
+    bases = tuple(kata.find(host, handler) for handler in handlers)
+    return Inventory(
+        functions=tuple(found),
+        groups=tuple(_groups(host.sysfs, sorted(numbers), problems)),
+        platform=facts,
+        kata=bases,
+        files=tuple(
+            _contents(host, (*paths, *(base.drop_in for base in bases if base.drop_in)), problems)
+        ),
+        problems=(*problems, *unknown),
+        read_at=read_at,
+    )
+
+
+def _places(sysfs: Sysfs, problems: list[Problem]) -> dict[PciAddress, Place]:
+    places = {}
+    for name in sysfs.names(DEVICES):
+        try:
+            where = functions.place(sysfs, name)
+        except UnreadableFunctionError as error:
+            problems.append(Problem(subject=name[:32], reason=str(error)))
+        else:
+            places[where.identity.address] = where
+    return places
+
+
+def _that_matter(places: Mapping[PciAddress, Place], interest: Interest) -> set[PciAddress]:
+    chosen = [
+        where
+        for where in places.values()
+        if is_accelerator(where.identity) or interest(where.identity)
+    ]
+    slots = {where.identity.address.slot for where in chosen}
+    groups = {where.group for where in chosen if where.group is not None}
+    company = {
+        address
+        for address, where in places.items()
+        if address.slot in slots or where.group in groups
+    }
+    above = {bridge for address in company for bridge in places[address].bridges}
+    return company | (above & places.keys())
+
+
+def _groups(sysfs: Sysfs, numbers: Iterable[int], problems: list[Problem]) -> Iterable[IommuGroup]:
+    for number in numbers:
+        directory = f"{_GROUPS}/{number}"
+        try:
+            members = sysfs.names(f"{directory}/devices")
+            found = sysfs.attributes(directory, ("type", "reserved_regions", "name"))
+            yield IommuGroup(
+                number=number,
+                members=tuple(sorted(PciAddress.parse(name) for name in members)),
+                domain_type=found.get("type"),
+                has_direct_region=any(
+                    line.split()[-1:] == [_DIRECT]
+                    for line in found.get("reserved_regions", "").split("\n")
+                ),
+                is_noiommu=found.get("name") == _NOIOMMU,
+            )
+        except (HostError, ValueError) as error:
+            problems.append(Problem(subject=f"group {number}", reason=str(error)))
+
+
+def _contents(host: Host, paths: Iterable[str], problems: list[Problem]) -> Iterable[FileContent]:
+    for path in dict.fromkeys(paths):
+        try:
+            yield FileContent(path=path, content=files.read(host.path(path)))
+        except HostError as error:
+            problems.append(Problem(subject=path, reason=str(error)))

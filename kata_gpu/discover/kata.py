@@ -1,0 +1,27 @@
+"""Find where a Kata handler's configuration really lies.
+
+Kata looks for ``config.d`` beside the real file behind links (kata-deploy puts links at
+the paths it documents), so the blueprint's path is only where the search begins.
+"""
+
+from kata_gpu.errors import HostError
+from kata_gpu.host import Host, files
+from kata_gpu.model.blueprint import KataHandler
+from kata_gpu.model.inventory import KataBase
+
+
+def find(host: Host, handler: KataHandler) -> KataBase:
+    """Return where *handler*'s drop-ins belong, or why they belong nowhere."""
+    directory, reason = None, None
+    try:
+        real = files.resolve(host.path(handler.config), root=host.root)
+        if real is None:
+            reason = f"{handler.config} does not exist"
+        elif not real.is_file():
+            reason = f"{handler.config} is not a file"
+        else:
+            inside = real.parent.relative_to(host.root.resolve())
+            directory = f"/{inside.as_posix()}"
+    except HostError as error:
+        reason = str(error)
+    return KataBase(handler=handler.name, config=handler.config, directory=directory, reason=reason)

@@ -1,0 +1,53 @@
+"""The errors this agent raises on purpose, sorted by what a caller can do next.
+
+A class here is a decision: one is added only when some caller acts differently on it.
+Anything else that escapes is a bug and may crash its task. Every text starts with
+"cannot" and says what, why, and where it helps what to do.
+"""
+
+from typing import ClassVar
+
+
+class KataGpuError(Exception):
+    """Base of every deliberate error."""
+
+    #: Whether the same request may succeed later with nobody changing anything.
+    retryable: ClassVar[bool] = False
+
+
+class InvalidBlueprint(KataGpuError):  # noqa: N818 - it names what is invalid, for its author
+    """A file that an admin writes does not say what it must; nothing was changed."""
+
+
+class HostError(KataGpuError):
+    """The operating system refused an operation; the OSError is ``__cause__``."""
+
+    retryable = True
+
+
+class VerificationError(KataGpuError):
+    """Every operation was accepted, yet the host is not in the state asked for."""
+
+    retryable = True
+
+
+class HeldError(KataGpuError):
+    """Somebody uses the device, so nothing was changed; it may succeed when they are gone."""
+
+    retryable = True
+
+
+class LedgerError(KataGpuError):
+    """The ledger cannot be trusted: nothing on this node may be changed until it can."""
+
+
+class RollbackError(KataGpuError):
+    """A failed change could not be undone: the host is in neither state.
+
+    The failure that started the rollback is in :attr:`failure`, the one that ended it
+    in ``__cause__``. The device must not be offered to anyone.
+    """
+
+    def __init__(self, message: str, failure: KataGpuError) -> None:
+        super().__init__(message)
+        self.failure = failure

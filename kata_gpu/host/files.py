@@ -1,0 +1,130 @@
+"""Files that are wholly ours, and other people's that we only read.
+
+A file is replaced, never rewritten: temporary, fsync, rename, fsync of the directory. A
+reader sees the old text or the new one, after a crash too; a failure leaves the old one
+and no temporary behind. Nothing is opened through a symbolic link.
+"""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from kata_gpu.errors import HostError
+
+_READ_MAX_BYTES: Final = 4 << 20
+_CHUNK_BYTES: Final = 65536  # /proc/sys refuses buffers of megabytes
+_TEMPORARY: Final = ".kata-gpu-"  # ends in a random word: no reader of *.json or *.toml takes it
+
+
+def read(path: Path, *, max_bytes: int = _READ_MAX_BYTES) -> str | None:
+    """Return the text of a file, links followed; None when there is none.
+
+    Raises:
+        HostError: it cannot be read, is longer than *max_bytes*, or is not UTF-8.
+    """
+    try:
+        raw = bytearray()
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                raw += chunk
+                if len(raw) > max_bytes:
+                    raise HostError(f"cannot read {path}: it is longer than {max_bytes} bytes")
+        return raw.decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise HostError(f"cannot read {path}: not UTF-8 at byte {error.start}") from error
+
+
+def replace(path: Path, content: str, *, staging: Path, mode: int = 0o644) -> None:
+    """Give *path* the text *content* in one step, durably.
+
+    *staging* is where the temporary file is made: the same file system, and a folder
+    whose readers do not mind it. Both folders are made when missing.
+
+    Raises:
+        HostError: any of it failed; *path* has its old content. If only the last fsync
+            failed it may have the new one: read it back.
+    """
+    temporary = staging / f"{_TEMPORARY}{secrets.token_hex(8)}"
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+        try:
+            _write_all(fd, content.encode("utf-8"))
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        _forget(temporary)
+        raise HostError(f"cannot write {path}: {error.strerror}") from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a link, durably; one that is gone is no error."""
+    try:
+        os.unlink(path)
+        _sync(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HostError(f"cannot remove {path}: {error.strerror}") from error
+
+
+def sweep(directory: Path) -> list[Path]:
+    """Remove temporaries that a killed agent left in *directory*; return what was removed."""
+    try:
+        left = [path for path in directory.iterdir() if path.name.startswith(_TEMPORARY)]
+    except OSError:
+        return []
+    for path in left:
+        remove(path)
+    return left
+
+
+def resolve(path: Path, *, root: Path) -> Path | None:
+    """Return the real file behind *path*, links followed; None when there is none.
+
+    Raises:
+        HostError: links lead in a circle, or out of *root*.
+    """
+    try:
+        real = path.resolve(strict=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError) as error:
+        raise HostError(f"cannot resolve {path}: {error}") from error
+    if not real.is_relative_to(root.resolve()):
+        raise HostError(f"cannot use {path}: it leads to {real}, out of {root}")
+    return real
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _forget(temporary: Path) -> None:
+    """Remove a temporary after a failure, whose error is the one worth telling."""
+    try:
+        os.unlink(temporary)
+    except OSError:
+        return

@@ -1,0 +1,143 @@
+"""The kernel's attribute tree: read, write, list, follow a link. It knows no meaning.
+
+Every path is relative to the root, so a test roots the tree in a folder of its own and
+the code under test never learns of it. Attributes are read through their directory's
+descriptor: on a node with thousands of functions that is most of the speed.
+
+What comes back is the kernel's or a device's word and is untrusted: callers parse it
+before it becomes a name, a path or a line of output.
+"""
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from kata_gpu.errors import HostError
+
+_ATTRIBUTE_MAX_BYTES = 65536  # sysfs attributes end at a page, config space at 4096
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class Sysfs:
+    """One sysfs mount. Every method raises HostError where the kernel says no."""
+
+    def __init__(self, root: Path = Path("/sys")) -> None:
+        self.root = root
+
+    def read(self, path: str) -> str:
+        """Return the text of an attribute without its final newline."""
+        try:
+            return _text(_read(os.open(self._at(path), _READ)))
+        except OSError as error:
+            raise HostError(f"cannot read {path}: {error.strerror}") from error
+
+    def head(self, path: str, count: int) -> bytes:
+        """Return the first *count* bytes of a binary attribute, or as many as there are."""
+        try:
+            fd = os.open(self._at(path), _READ)
+            try:
+                return os.read(fd, count)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise HostError(f"cannot read {path}: {error.strerror}") from error
+
+    def attributes(self, directory: str, names: Iterable[str]) -> dict[str, str]:
+        """Return those of the named attributes that can be read, in one visit.
+
+        One that is missing or answers with an error is left out.
+
+        Raises:
+            HostError: the directory itself is gone.
+        """
+        try:
+            folder = os.open(self._at(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"cannot read {directory}: {error.strerror}") from error
+        found = {}
+        try:
+            for name in names:
+                try:
+                    found[name] = _text(_read(os.open(name, _READ, dir_fd=folder)))
+                except OSError:
+                    continue
+        finally:
+            os.close(folder)
+        return found
+
+    def write(self, path: str, value: str) -> None:
+        """Store a value in a single write, which is how the kernel takes it.
+
+        The attribute must exist (no O_CREAT): a misspelt path fails here instead of
+        leaving a file behind. Blocks for as long as the kernel's store does.
+
+        Raises:
+            HostError: the attribute is missing, or the store returned an errno.
+            ValueError: the value is empty, so the kernel would never see it
+                (sysfs_kf_write in Linux fs/sysfs/file.c); clear with a newline.
+        """
+        if not value:
+            raise ValueError(f"an empty write to {path} never reaches the kernel")
+        try:
+            fd = os.open(self._at(path), os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.write(fd, value.encode("ascii"))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise HostError(
+                f"cannot write {value!r} to {self.root / path}: {error.strerror}"
+            ) from error
+
+    def link(self, path: str) -> str | None:
+        """Return the last component of a link's target; None when there is no link."""
+        target = self.target(path)
+        return None if target is None else target.rpartition("/")[2]
+
+    def target(self, path: str) -> str | None:
+        """Return a link's target as it is stored; None when there is no link."""
+        try:
+            return os.readlink(self._at(path))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise HostError(f"cannot follow {path}: {error.strerror}") from error
+
+    def names(self, directory: str) -> list[str]:
+        """Return what a directory holds, sorted; nothing when there is no such directory."""
+        try:
+            return sorted(os.listdir(self._at(directory)))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise HostError(f"cannot list {directory}: {error.strerror}") from error
+
+    def exists(self, path: str) -> bool:
+        """Tell whether the attribute or directory is there now."""
+        return os.path.exists(self._at(path))
+
+    def _at(self, path: str) -> str:
+        """Return the absolute path; ValueError for one that would leave the tree."""
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"not a path inside sysfs: {path!r}")
+        return f"{self.root}/{path}"
+
+
+def is_character_device(path: Path) -> bool:
+    """Tell whether *path* is a character device, links not followed."""
+    try:
+        return stat.S_ISCHR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, _ATTRIBUTE_MAX_BYTES)
+    finally:
+        os.close(fd)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("latin-1").removesuffix("\n")

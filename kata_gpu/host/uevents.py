@@ -1,0 +1,63 @@
+"""Hints from the kernel that a device came, went or changed hands.
+
+Events are hints and never state: whoever gets one looks at sysfs again. The kernel's own
+multicast group is read, not udev's, so no udev need run and a network namespace of our own
+does no harm. libudev drops what is not from the kernel or root.
+
+An overflow of the socket loses the newest events silently after one ENOBUFS, so that error
+is a hint like any other.
+"""
+
+import errno
+from typing import Final, Self
+
+import pyudev
+
+from kata_gpu.errors import HostError
+
+_BUFFER_BYTES: Final = 16 << 20
+_SUBSYSTEMS: Final = ("pci", "vfio", "vfio-dev")
+
+
+class Uevents:
+    """An open subscription; close it with ``with``."""
+
+    def __init__(self, monitor: pyudev.Monitor) -> None:
+        self._monitor = monitor
+
+    @classmethod
+    def subscribe(cls) -> Self:
+        """Listen from now on; HostError where the kernel gives no netlink socket."""
+        try:
+            monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
+            for subsystem in _SUBSYSTEMS:
+                monitor.filter_by(subsystem)
+            monitor.start()
+        except (OSError, ImportError) as error:
+            raise HostError(f"cannot listen for uevents: {error}") from error
+        try:
+            monitor.set_receive_buffer_size(_BUFFER_BYTES)
+        except OSError as error:
+            if error.errno != errno.EPERM:  # without CAP_NET_ADMIN the default must do
+                raise HostError(f"cannot size the uevent buffer: {error}") from error
+        return cls(monitor)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when there is a hint."""
+        return int(self._monitor.fileno())
+
+    def drain(self) -> tuple[str, ...]:
+        """Take all waiting hints, as text for a log; empty when there are none.
+
+        An overflow is the hint "events were lost".
+        """
+        hints = []
+        while True:
+            try:
+                device = self._monitor.poll(timeout=0)
+            except OSError as error:
+                hints.append(f"events were lost: {error.strerror}")
+                continue
+            if device is None:
+                return tuple(hints)
+            hints.append(f"{device.action} {device.device_path}")

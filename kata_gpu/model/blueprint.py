@@ -1,0 +1,129 @@
+"""The blueprint: what this node should be, as its admin wrote it.
+
+Text becomes these values in ``settings.blueprint``; past that door nothing is unparsed.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Final
+
+from kata_gpu.model.pci import Identity, PciAddress, PciFunction
+
+SCHEMA: Final = 1
+
+
+class Mode(StrEnum):
+    """What becomes of the functions a pool selects."""
+
+    PASSTHROUGH = "passthrough"
+    """On VFIO, offered to pod VMs."""
+
+    HOST = "host"
+    """On the host driver they came from."""
+
+    IGNORE = "ignore"
+    """Left alone, whatever they are."""
+
+
+class Runtime(StrEnum):
+    """Which Kata runtime reads a handler's configuration: each has its own dialect."""
+
+    GO = "go"
+    RUST = "rust"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selector:
+    """Conditions that one function must all meet; None sets no condition."""
+
+    vendor: int | None = None
+    device: int | None = None
+    class_prefix: str | None = None
+    """Leading hex digits of the 24-bit class: "03" any display, "0302" 3D controllers."""
+
+    address: PciAddress | None = None
+    numa_node: int | None = None
+    product: str | None = None
+    """Shell-style pattern for the pci.ids product name, case-sensitive: ``*H100*``."""
+
+    def could_match(self, identity: Identity) -> bool:
+        """Tell whether a function of that identity can meet the conditions.
+
+        A selector that names no address, device or class is about GPUs only: a vendor's
+        audio and USB functions come along with a GPU, never by themselves.
+        """
+        is_specific = (self.device, self.class_prefix, self.address) != (None, None, None)
+        return (
+            self.vendor in {None, identity.vendor}
+            and self.device in {None, identity.device}
+            and self.address in {None, identity.address}
+            and (self.class_prefix is None or identity.class_hex.startswith(self.class_prefix))
+            and (is_specific or identity.is_gpu)
+        )
+
+    def matches(self, function: PciFunction) -> bool:
+        """Tell whether *function* meets every condition."""
+        return (
+            self.could_match(function.identity)
+            and self.numa_node in {None, function.numa_node}
+            and (self.product is None or fnmatchcase(function.product_name or "", self.product))
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Functions chosen by any of the selectors, and what becomes of them."""
+
+    name: str
+    mode: Mode
+    selectors: tuple[Selector, ...]
+
+    resource: str | None = None
+    """``vendor.tld/class``: CDI kind and Kubernetes resource; set for passthrough alone."""
+
+    min_units: int = 0
+    """Fewer units than this are worth a warning."""
+
+    max_units: int | None = None
+    """Units past this number fall through to the next pool that matches; None for no limit."""
+
+    def selects(self, function: PciFunction) -> bool:
+        """Tell whether any selector matches a function that is not a bridge."""
+        return not function.is_bridge and any(s.matches(function) for s in self.selectors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KataHandler:
+    """A Kata runtime handler whose configuration gets our drop-in."""
+
+    name: str
+    runtime: Runtime
+    config: str
+    """Absolute path of the handler's base file, symbolic links allowed."""
+
+    hypervisor: str = "qemu"
+    """Name of the ``[hypervisor.NAME]`` table the base file uses."""
+
+    pod_resource_api_sock: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    pcie_root_ports: int | None = None
+    """Fixed number of root ports; None to have as many as the units need."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """What a node should be: pools in order of precedence, and the Kata handlers."""
+
+    version: str
+    """The admin's label for this text, shown wherever its effects are."""
+
+    pools: tuple[Pool, ...] = field(default=())
+    handlers: tuple[KataHandler, ...] = field(default=())
+
+    def pool_for(self, function: PciFunction) -> Pool | None:
+        """Return the first pool that selects *function*, limits aside; None for none."""
+        return next((pool for pool in self.pools if pool.selects(function)), None)
+
+    def could_select(self, identity: Identity) -> bool:
+        """Tell whether any pool may turn out to select a function of that identity."""
+        return any(s.could_match(identity) for pool in self.pools for s in pool.selectors)

@@ -1,0 +1,77 @@
+"""The inventory: what is on this node, as of one moment, with what could not be read."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from kata_gpu.model.iommu import IommuGroup
+from kata_gpu.model.pci import PciAddress, PciFunction
+from kata_gpu.model.platform import Platform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that could not be read; the rest of the inventory stands without it."""
+
+    subject: str
+    """What it is about: a PCI address, a path, or "node"."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KataBase:
+    """Where one Kata handler's configuration really lies."""
+
+    handler: str
+    config: str
+    """The path the blueprint names."""
+
+    directory: str | None
+    """Folder of the real file behind links, which holds ``config.d``; None without one."""
+
+    reason: str | None
+    """Why there is no directory; None when there is."""
+
+    @property
+    def drop_in(self) -> str | None:
+        """Path of our drop-in; None where no base file was found.
+
+        kata-deploy owns the numbers 10 to 50 and leaves 51 to 89 to others.
+        """
+        return self.directory and f"{self.directory}/config.d/60-kata-gpu.toml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileContent:
+    """A file that belongs to this agent, or would, as found."""
+
+    path: str
+    content: str | None
+    """None when there is no such file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Every PCI function that matters, the groups they form, and the host around them."""
+
+    functions: tuple[PciFunction, ...]
+    """By address. Bridges above them and strangers in their groups are among them."""
+
+    groups: tuple[IommuGroup, ...]
+    platform: Platform
+    kata: tuple[KataBase, ...]
+    files: tuple[FileContent, ...]
+    problems: tuple[Problem, ...]
+    read_at: datetime  # UTC
+
+    def by_address(self) -> dict[PciAddress, PciFunction]:
+        """Return the functions keyed by address."""
+        return {function.address: function for function in self.functions}
+
+    def by_group(self) -> dict[int, IommuGroup]:
+        """Return the groups keyed by number."""
+        return {group.number: group for group in self.groups}
+
+    def content(self, path: str) -> str | None:
+        """Return the text of one of *files*; None when it is absent or was not looked for."""
+        return next((file.content for file in self.files if file.path == path), None)

@@ -1,0 +1,112 @@
+"""What came of a plan, and the whole answer to "how is this node?"."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from kata_gpu.model.inventory import KataBase, Problem
+from kata_gpu.model.pci import Binding, PciAddress
+from kata_gpu.model.plan import Finding
+from kata_gpu.model.platform import Platform
+
+
+class Result(StrEnum):
+    """How a step ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One step and how it ended."""
+
+    step: str
+    result: Result
+    unit: str | None
+    """The unit the step moves; None for modules and files."""
+
+    detail: str | None
+    """Why it failed or was skipped; None when it was done."""
+
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All steps of one plan, as they ended."""
+
+    outcomes: tuple[Outcome, ...] = field(default=())
+
+    @property
+    def failures(self) -> tuple[Outcome, ...]:
+        """The steps that failed; those skipped in their wake are not among them."""
+        return tuple(o for o in self.outcomes if o.result is Result.FAILED)
+
+
+class UnitState(StrEnum):
+    """What a unit is to the node's users."""
+
+    AVAILABLE = "available"
+    """Every function on VFIO, in the CDI spec: a pod VM can have it."""
+
+    PENDING = "pending"
+    """On its way: the next pass will move or publish it."""
+
+    REFUSED = "refused"
+    """The blueprint wants it passed through, and something is in the way."""
+
+    FAILED = "failed"
+    """A step failed; the unit is where the step's error says."""
+
+    HOST = "host"
+    """With its host driver, as the blueprint says."""
+
+    IGNORED = "ignored"
+    """Left alone, as the blueprint says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitFunction:
+    """One function of a unit, as it is bound now."""
+
+    address: PciAddress
+    label: str
+    binding: Binding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitStatus:
+    """One unit and why it is in the state it is in."""
+
+    id: str
+    state: UnitState
+    reason: str
+    pool: str
+    resource: str | None
+    group: int | None
+    numa_node: int | None
+    functions: tuple[UnitFunction, ...]
+    nodes: tuple[str, ...]
+    """Device nodes a VM opens, as in the CDI spec; empty unless available."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """The whole answer, frozen: readers hold it while the next one is made."""
+
+    agent: str
+    """Version of the agent."""
+
+    blueprint: str
+    pass_number: int
+    read_at: datetime  # UTC
+    platform: Platform
+    units: tuple[UnitStatus, ...]
+    kata: tuple[KataBase, ...]
+    files: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    problems: tuple[Problem, ...]
+    last_report: Report
+    """Of the last pass that had something to do."""

@@ -1,0 +1,28 @@
+"""A unit: what is handed out as one, which is the guest's share of one IOMMU group."""
+
+from dataclasses import dataclass
+
+from kata_gpu.model.iommu import Verdict
+from kata_gpu.model.pci import PciAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """The functions of one group that go to a guest together.
+
+    The identity is the address of the primary function: neither group numbers nor cdev
+    numbers live as long as a unit does.
+    """
+
+    primary: PciAddress
+    """The GPU with the lowest address, or the lowest selected function without one."""
+
+    group: int | None
+    functions: tuple[PciAddress, ...]
+    pool: str
+    verdict: Verdict
+
+    @property
+    def id(self) -> str:
+        """The name in CDI, Kubernetes, the ledger and on the command line."""
+        return str(self.primary)

@@ -1,0 +1,57 @@
+"""Ask the daemon on its status socket."""
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any, Final
+
+from kata_gpu.errors import HostError
+
+_TIMEOUT_S: Final = 10.0
+_OK: Final = 200
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over the socket at a path."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the Unix socket instead of a host."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.sock.settimeout(_TIMEOUT_S)
+        self.sock.connect(str(self._path))
+
+
+def get(path: Path, target: str) -> Any:
+    """Return the document at *target* from the daemon behind the socket at *path*.
+
+    Raises:
+        HostError: nobody serves it, it does not answer in time, or answers otherwise.
+    """
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", target)
+        response = connection.getresponse()
+        body = response.read()
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise HostError(
+            f"cannot ask the agent: nobody serves {path}; is it running (systemctl status "
+            f"kata-gpu)?"
+        ) from error
+    except PermissionError as error:
+        raise HostError(f"cannot ask the agent: no permission to open {path}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise HostError(f"cannot ask the agent at {path}: {error}") from error
+    finally:
+        connection.close()
+    try:
+        answer = json.loads(body)
+    except ValueError as error:
+        raise HostError(f"cannot ask the agent at {path}: its answer is no JSON") from error
+    if response.status != _OK:
+        raise HostError(f"cannot ask the agent at {path}: {response.status} {answer}")
+    return answer

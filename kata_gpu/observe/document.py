@@ -1,0 +1,57 @@
+"""Frozen values as JSON-able documents: the one place that knows how each is written.
+
+Keys are the field names; addresses, ids, times and enumerations are text; a step carries
+its kind and headline; what is unknown is null.
+"""
+
+import dataclasses
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from kata_gpu.model.pci import Identity, PciAddress, PciFunction
+from kata_gpu.model.plan import LoadModule, MoveGroup, RemoveFile, WriteFile, headline
+
+
+def document(value: Any) -> Any:
+    """Return *value* as JSON's own types."""
+    match value:
+        case tuple() | list():
+            return [document(item) for item in value]
+        case PciAddress():
+            return str(value)
+        case Enum():
+            return value.value
+        case datetime():
+            return value.isoformat(timespec="milliseconds")
+        case _ if dataclasses.is_dataclass(value):
+            return _record(value)
+        case _:
+            return value
+
+
+def _record(value: Any) -> dict[str, Any]:
+    match value:
+        case Identity():
+            return {
+                "address": str(value.address),
+                "vendor": f"{value.vendor:04x}",
+                "device": f"{value.device:04x}",
+                "class": value.class_hex,
+            }
+        case PciFunction():
+            fields = _fields(value)
+            fields.update(
+                subsystem_vendor=f"{value.subsystem_vendor:04x}",
+                subsystem_device=f"{value.subsystem_device:04x}",
+                revision=f"{value.revision:02x}",
+            )
+            return {**fields.pop("identity"), **fields}
+        case LoadModule() | MoveGroup() | WriteFile() | RemoveFile():
+            return {"kind": type(value).__name__, "headline": headline(value), **_fields(value)}
+        case _:
+            return _fields(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: document(getattr(value, field.name)) for field in dataclasses.fields(value)}

@@ -1,0 +1,1 @@
+"""Blueprint and inventory in, plan out: pure functions that touch nothing."""

@@ -1,0 +1,330 @@
+"""The difference between what is and what should be, as steps in a safe order.
+
+What always holds:
+
+- a device leaves the CDI spec before its driver is taken, and enters it after the last of
+  its functions is bound;
+- originals are what the ledger says; a function that is on VFIO and not in the ledger came
+  there by somebody else's hand and is left alone, unless a pool names its address;
+- a node in order has an empty plan;
+- what is refused is a finding, and no step touches it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from kata_gpu.model.blueprint import Blueprint, Mode, Pool
+from kata_gpu.model.inventory import Inventory
+from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
+from kata_gpu.model.pci import Binding, PciAddress, PciFunction
+from kata_gpu.model.plan import (
+    Finding,
+    LoadModule,
+    Move,
+    MoveGroup,
+    Plan,
+    Severity,
+)
+from kata_gpu.model.unit import Unit
+from kata_gpu.plan import cdi, published, units
+from kata_gpu.plan.published import Steps
+
+VFIO: Final = Binding(driver="vfio-pci", override="vfio-pci")
+_VFIO_MODULE: Final = "vfio-pci"
+
+
+def plan(
+    blueprint: Blueprint,
+    inventory: Inventory,
+    ledger: Ledger,
+    *,
+    cdi_directory: str,
+    failed: Mapping[str, str] | None = None,
+) -> Plan:
+    """Return every step from *inventory* to *blueprint*.
+
+    *failed* names units that are not to be tried now, with the reason.
+    """
+    formed, findings = units.form(blueprint, inventory, ledger)
+    draft = _Draft(blueprint, inventory, ledger, cdi_directory)
+    draft.findings.extend(findings)
+    for unit in formed:
+        draft.consider(unit, (failed or {}).get(unit.id))
+    draft.consider_orphans({unit.id for unit in formed})
+    return draft.finish()
+
+
+def release(
+    inventory: Inventory,
+    ledger: Ledger,
+    *,
+    cdi_directory: str,
+    chosen: frozenset[str] | None = None,
+) -> Plan:
+    """Return every step that gives units back; all of them, and all files, with None.
+
+    It needs no blueprint: the ledger and our own files say what is ours.
+    """
+    draft = _Draft(Blueprint(version="(release)"), inventory, ledger, cdi_directory)
+    for entry in ledger.entries:
+        if chosen is None or entry.unit in chosen:
+            draft.release(entry, "it was asked for")
+    return draft.finish_release(everything=chosen is None)
+
+
+class _Draft:
+    """Steps as they are found, by phase; ``finish`` puts them in order."""
+
+    def __init__(
+        self, blueprint: Blueprint, inventory: Inventory, ledger: Ledger, cdi_directory: str
+    ) -> None:
+        self.findings: list[Finding] = []
+        self._blueprint = blueprint
+        self._inventory = inventory
+        self._ledger = ledger
+        self._cdi_directory = cdi_directory
+        self._functions = inventory.by_address()
+        self._moves: list[MoveGroup] = []
+        self._offers: dict[str, dict[str, tuple[str, ...]]] = {}
+        self._passengers = 0
+
+    # What becomes of each unit
+
+    def consider(self, unit: Unit, failure: str | None) -> None:
+        """Add what *unit* needs, or why it gets nothing."""
+        pool = next(pool for pool in self._blueprint.pools if pool.name == unit.pool)
+        entry = self._ledger.entry(unit.id)
+        match pool.mode:
+            case Mode.IGNORE:
+                if entry is not None:
+                    self._note(Severity.INFO, unit.id, "it is ours, and ignored", "release it")
+            case Mode.HOST:
+                self._consider_host(unit, pool, entry)
+            case Mode.PASSTHROUGH:
+                if failure is not None:
+                    self._note(Severity.REFUSED, unit.id, failure, "it is tried again later")
+                elif self._may_pass(unit, pool, entry):
+                    self._pass_through(unit, pool, entry)
+
+    def consider_orphans(self, known: set[str]) -> None:
+        """Finish releases that were begun, and name units that no pool wants any more."""
+        for entry in self._ledger.entries:
+            if entry.unit in known:
+                continue
+            if not any(f.address in self._functions for f in entry.functions):
+                self._note(
+                    Severity.WARNING,
+                    entry.unit,
+                    "it is ours, and its functions are gone from the bus",
+                    f"plug it in again, or forget it with kata-gpu release {entry.unit}",
+                )
+            elif entry.stage is Stage.RELEASING:
+                self.release(entry, "a release was begun and not finished")
+            else:
+                self._note(
+                    Severity.INFO,
+                    entry.unit,
+                    "it is ours, but no pool selects it any more, so it is left alone",
+                    f"kata-gpu release {entry.unit} gives it back",
+                )
+
+    def release(self, entry: LedgerEntry, reason: str) -> None:
+        """Add the way back to the original drivers, last function first."""
+        moves = []
+        for function in reversed(entry.functions):
+            now = self._functions.get(function.address)
+            if now is None:
+                continue
+            if (now.vendor, now.identity.device) != (function.vendor, function.device):
+                self._note(
+                    Severity.REFUSED,
+                    entry.unit,
+                    f"{function.address} is now {now.label}, not the function that was bound",
+                    "the card was exchanged: put it back, or rebind by hand",
+                )
+                return
+            if now.binding != function.original:
+                moves.append(
+                    Move(address=now.address, before=now.binding, target=function.original)
+                )
+        self._moves.append(
+            MoveGroup(
+                entry=replace(entry, stage=Stage.RELEASING),
+                group=self._group_of(entry),
+                moves=tuple(moves),
+                reason=reason,
+            )
+        )
+
+    def _consider_host(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> None:
+        if entry is not None:
+            self.release(entry, f"pool {pool.name} wants it on its host driver")
+        elif any(self._functions[a].binding.driver == VFIO.driver for a in unit.functions):
+            self._note_foreign(unit)
+
+    def _may_pass(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> bool:
+        for blocker in unit.verdict.blockers:
+            self._note(
+                Severity.REFUSED,
+                unit.id,
+                f"pool {pool.name} passes it through, but {blocker.reason}"
+                + (f" ({blocker.address})" if blocker.address not in {None, unit.primary} else ""),
+                blocker.remedy,
+            )
+        if unit.verdict.blockers:
+            return False
+        if entry is None:
+            foreign = any(self._is_foreign(a) for a in unit.functions)
+            if foreign and not self._is_adopted(unit, pool):
+                self._note_foreign(unit)
+                return False
+            return True
+        if {f.address for f in entry.functions} != set(unit.functions):
+            self._note(
+                Severity.REFUSED,
+                unit.id,
+                "its IOMMU group has other functions than when it was bound",
+                f"kata-gpu release {unit.id}, then apply again",
+            )
+            return False
+        return True
+
+    def _pass_through(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> None:
+        functions = [self._functions[address] for address in unit.functions]
+        moves = tuple(
+            Move(address=function.address, before=function.binding, target=VFIO)
+            for function in functions
+            if function.binding != VFIO
+        )
+        is_settled = entry is not None and entry.stage is Stage.BOUND and not moves
+        if not is_settled:
+            self._moves.append(
+                MoveGroup(
+                    entry=_binding_entry(unit, functions, entry),
+                    group=unit.group,
+                    moves=moves,
+                    reason=f"pool {pool.name} passes it through",
+                )
+            )
+        self._passengers += len(functions)
+        if pool.resource is None:
+            return
+        if self._inventory.platform.iommufd and moves:
+            self._note(
+                Severity.INFO,
+                unit.id,
+                "its device nodes have no number before it is bound",
+                "the CDI spec follows in the next pass",
+            )
+            return
+        nodes = cdi.nodes(unit, functions, self._inventory.platform)
+        self._offers.setdefault(pool.resource, {})[unit.id] = nodes
+
+    # Order
+
+    def finish(self) -> Plan:
+        """Return the plan: withdraw, load, move, publish, clean up."""
+        steps = Steps(self._inventory.files)
+        leaving = {move.entry.unit for move in self._moves if move.is_release}
+        withdrawn = self._withdraw(steps, leaving)
+        loads = self._load(steps)
+        numbers = {}
+        for move in sorted(self._moves, key=lambda m: (not m.is_release, m.entry.unit)):
+            needs = withdrawn if move.is_release else loads
+            numbers[move.entry.unit] = steps.add(replace(move, needs=needs))
+        wishes, findings = published.wishes(
+            self._blueprint, self._inventory, self._offers, self._passengers, self._cdi_directory
+        )
+        self.findings.extend(findings)
+        for wish in wishes:
+            steps.fulfil(wish, tuple(sorted(numbers[u] for u in wish.units & numbers.keys())))
+        wanted = {wish.path for wish in wishes}
+        stale = (path for path in self._ledger.files if path not in wanted)
+        steps.clear(stale, "the blueprint asks for it no more")
+        return self._plan(steps)
+
+    def finish_release(self, *, everything: bool) -> Plan:
+        """Return the plan of a release: withdraw, move back, and remove all that is left."""
+        steps = Steps(self._inventory.files)
+        withdrawn = self._withdraw(steps, {move.entry.unit for move in self._moves})
+        for move in sorted(self._moves, key=lambda m: m.entry.unit):
+            steps.add(replace(move, needs=withdrawn))
+        if everything:
+            steps.clear(self._ledger.files, "everything is given back")
+        return self._plan(steps)
+
+    def _withdraw(self, steps: Steps, leaving: set[str]) -> tuple[int, ...]:
+        if leaving:
+            for wish in published.withdrawals(self._inventory, leaving, self._cdi_directory):
+                steps.fulfil(wish, ())
+        return tuple(range(1, len(steps.steps) + 1))
+
+    def _plan(self, steps: Steps) -> Plan:
+        return Plan(
+            blueprint=self._blueprint.version,
+            steps=tuple(steps.steps),
+            findings=tuple(self.findings),
+        )
+
+    def _load(self, steps: Steps) -> tuple[int, ...]:
+        binds = sum(1 for move in self._moves if move.moves and not move.is_release)
+        if not binds or VFIO.driver in self._inventory.platform.vfio_drivers:
+            return ()
+        load = LoadModule(
+            module=_VFIO_MODULE,
+            driver=str(VFIO.driver),
+            reason=f"{_count(binds, 'unit')} to bind, and driver {VFIO.driver} is not there",
+        )
+        return (steps.add(load),)
+
+    # Small questions
+
+    def _group_of(self, entry: LedgerEntry) -> int | None:
+        now = self._functions.get(entry.functions[0].address)
+        return now.iommu_group if now else None
+
+    def _is_foreign(self, address: PciAddress) -> bool:
+        return self._functions[address].binding.driver == VFIO.driver
+
+    def _is_adopted(self, unit: Unit, pool: Pool) -> bool:
+        return any(selector.address == unit.primary for selector in pool.selectors)
+
+    def _note_foreign(self, unit: Unit) -> None:
+        self._note(
+            Severity.REFUSED,
+            unit.id,
+            "it is on vfio-pci already and this agent did not put it there, so its original "
+            "driver is unknown",
+            f'select it by address = "{unit.id}" to adopt it as it is',
+        )
+
+    def _note(self, severity: Severity, subject: str, reason: str, remedy: str) -> None:
+        self.findings.append(
+            Finding(severity=severity, subject=subject, reason=reason, remedy=remedy)
+        )
+
+
+def _binding_entry(
+    unit: Unit, functions: Iterable[PciFunction], entry: LedgerEntry | None
+) -> LedgerEntry:
+    """Return what the ledger must say before the unit is touched; originals never change."""
+    known = entry.functions if entry else None
+    return LedgerEntry(
+        unit=unit.id,
+        stage=Stage.BINDING,
+        functions=known
+        or tuple(
+            OriginalFunction(
+                address=function.address,
+                vendor=function.vendor,
+                device=function.identity.device,
+                original=function.binding,
+            )
+            for function in functions
+        ),
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

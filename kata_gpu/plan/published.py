@@ -1,0 +1,133 @@
+"""The files by which the node's other programs learn of the units, and the steps to them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.inventory import FileContent, Inventory
+from kata_gpu.model.plan import Finding, RemoveFile, Severity, Step, WriteFile
+from kata_gpu.plan import cdi, kata
+
+Offers = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""Device nodes of each unit, by resource and unit id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """A file as it should be; no content means no file."""
+
+    path: str
+    staging: str
+    content: str | None
+    reason: str
+
+    units: frozenset[str] = frozenset()
+    """Units that the file speaks of: a move of theirs must succeed first."""
+
+
+class Steps:
+    """Steps in order, with the files as they will be after the last of them."""
+
+    def __init__(self, files: Iterable[FileContent]) -> None:
+        self.steps: list[Step] = []
+        self._files = {file.path: file.content for file in files}
+
+    def add(self, step: Step) -> int:
+        """Append a step and return its number, counted from 1."""
+        self.steps.append(step)
+        return len(self.steps)
+
+    def fulfil(self, wish: Wish, needs: tuple[int, ...]) -> None:
+        """Add the step that makes a file what it should be, if it is not."""
+        now = self._files.get(wish.path)
+        if now == wish.content:
+            return
+        self._files[wish.path] = wish.content
+        if wish.content is None:
+            self.add(RemoveFile(path=wish.path, reason=wish.reason, needs=needs))
+            return
+        self.add(
+            WriteFile(
+                path=wish.path,
+                staging=wish.staging,
+                content=wish.content,
+                is_new=now is None,
+                reason=wish.reason,
+                needs=needs,
+            )
+        )
+
+    def clear(self, paths: Iterable[str], reason: str) -> None:
+        """Add the removal of every one of *paths* that is there."""
+        for path in paths:
+            self.fulfil(Wish(path=path, staging="", content=None, reason=reason), ())
+
+
+def wishes(
+    blueprint: Blueprint,
+    inventory: Inventory,
+    offers: Offers,
+    passengers: int,
+    cdi_directory: str,
+) -> tuple[tuple[Wish, ...], tuple[Finding, ...]]:
+    """Return the CDI specs and drop-ins as they should be, and what cannot be written.
+
+    *passengers* is how many functions the node passes through in all.
+    """
+    specs = (
+        _spec(kind, offers.get(kind, {}), cdi_directory)
+        for kind in dict.fromkeys(p.resource for p in blueprint.pools if p.resource)
+    )
+    drop_ins, findings = _drop_ins(blueprint, inventory, passengers)
+    return (*specs, *drop_ins), findings
+
+
+def withdrawals(inventory: Inventory, leaving: set[str], cdi_directory: str) -> Iterable[Wish]:
+    """Return our CDI specs without *leaving*, to be written before their drivers are taken."""
+    for file in inventory.files:
+        if file.content is not None and cdi.is_ours(cdi_directory, file.path):
+            yield Wish(
+                path=file.path,
+                staging=cdi_directory,
+                content=cdi.without(file.content, leaving),
+                reason="no pod may be given a unit that is about to leave",
+            )
+
+
+def _spec(kind: str, devices: Mapping[str, tuple[str, ...]], cdi_directory: str) -> Wish:
+    names = ", ".join(sorted(devices))
+    return Wish(
+        path=cdi.path(cdi_directory, kind),
+        staging=cdi_directory,
+        content=cdi.render(kind, devices),
+        reason=f"{kind} stands for {names}" if devices else f"nothing is offered as {kind}",
+        units=frozenset(devices),
+    )
+
+
+def _drop_ins(
+    blueprint: Blueprint, inventory: Inventory, passengers: int
+) -> tuple[tuple[Wish, ...], tuple[Finding, ...]]:
+    found, findings = [], []
+    bases = {base.handler: base for base in inventory.kata}
+    for handler in blueprint.handlers:
+        base = bases.get(handler.name)
+        if base is None or base.directory is None or base.drop_in is None:
+            findings.append(
+                Finding(
+                    severity=Severity.WARNING,
+                    subject=f"handler {handler.name}",
+                    reason=f"it gets no drop-in: {base.reason if base else 'not looked for'}",
+                    remedy="install Kata, or correct the handler's config in the blueprint",
+                )
+            )
+            continue
+        found.append(
+            Wish(
+                path=base.drop_in,
+                staging=base.directory,  # everything in config.d itself is read by new pods
+                content=kata.render(handler, passengers),
+                reason=f"handler {handler.name} ({handler.runtime}) cold-plugs GPUs by it",
+            )
+        )
+    return tuple(found), tuple(findings)

@@ -1,0 +1,133 @@
+"""Form units: which groups the blueprint's pools get, and whether each may be given away."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from kata_gpu.model.blueprint import Blueprint, Mode, Pool
+from kata_gpu.model.inventory import Inventory
+from kata_gpu.model.iommu import forbidden_reason, judge, judge_without_group
+from kata_gpu.model.ledger import Ledger
+from kata_gpu.model.pci import PciAddress, PciFunction
+from kata_gpu.model.plan import Finding, Severity
+from kata_gpu.model.unit import Unit
+
+_EXCLUDE: Final = (
+    'narrow the pool\'s selectors, or put a pool with mode = "ignore" that selects it before'
+)
+
+
+def form(
+    blueprint: Blueprint, inventory: Inventory, ledger: Ledger
+) -> tuple[tuple[Unit, ...], tuple[Finding, ...]]:
+    """Return the units by address, and what the pools ask for that no unit can be."""
+    findings = list(_forbidden(blueprint, inventory))
+    refused = {finding.subject.removeprefix("pool ") for finding in findings}
+    taken: dict[str, int] = {}
+    units: list[Unit] = []
+    for chosen in _clusters(blueprint, inventory, ledger):
+        pool = _pool_with_room(blueprint, chosen[0], taken)
+        if pool is None:
+            continue
+        taken[pool.name] = taken.get(pool.name, 0) + 1
+        if pool.name in refused:
+            continue
+        rival = _rival(blueprint, chosen, pool)
+        if rival is not None:
+            findings.append(rival)
+            continue
+        units.append(_unit(inventory, chosen, pool))
+    findings.extend(_too_few(blueprint, taken))
+    return tuple(sorted(units, key=lambda unit: unit.primary)), tuple(findings)
+
+
+def _clusters(
+    blueprint: Blueprint, inventory: Inventory, ledger: Ledger
+) -> list[list[PciFunction]]:
+    """Return the selected functions of each group, the primary first.
+
+    Clusters that are ours come first, so that a pool's limit keeps what it has.
+    """
+    by_group: dict[int | PciAddress, list[PciFunction]] = {}
+    for function in inventory.functions:
+        if blueprint.pool_for(function) is not None:
+            key = function.address if function.iommu_group is None else function.iommu_group
+            by_group.setdefault(key, []).append(function)
+    clusters = [
+        sorted(chosen, key=lambda f: (not f.is_gpu, f.address)) for chosen in by_group.values()
+    ]
+    return sorted(clusters, key=lambda c: (ledger.owner(c[0].address) is None, c[0].address))
+
+
+def _pool_with_room(
+    blueprint: Blueprint, primary: PciFunction, taken: Mapping[str, int]
+) -> Pool | None:
+    for pool in blueprint.pools:
+        has_room = pool.max_units is None or taken.get(pool.name, 0) < pool.max_units
+        if has_room and pool.selects(primary):
+            return pool
+    return None
+
+
+def _forbidden(blueprint: Blueprint, inventory: Inventory) -> Iterable[Finding]:
+    """Refuse a whole pool that selects what must stay: its selectors say something else."""
+    seen = set()
+    for function in inventory.functions:
+        pool = blueprint.pool_for(function)
+        reason = forbidden_reason(function)
+        if pool and reason and pool.mode is Mode.PASSTHROUGH and pool.name not in seen:
+            seen.add(pool.name)
+            yield Finding(
+                severity=Severity.REFUSED,
+                subject=f"pool {pool.name}",
+                reason=f"it selects {function.address} ({function.label}), and {reason}",
+                remedy=_EXCLUDE,
+            )
+
+
+def _rival(blueprint: Blueprint, chosen: list[PciFunction], pool: Pool) -> Finding | None:
+    """Refuse a group whose GPUs two pools want for different ends."""
+    for other in chosen[1:]:
+        wanted = blueprint.pool_for(other)
+        if other.is_gpu and wanted is not None and wanted.mode is not pool.mode:
+            return Finding(
+                severity=Severity.REFUSED,
+                subject=str(chosen[0].address),
+                reason=f"pool {pool.name} wants mode {pool.mode}, but its IOMMU group also "
+                f"holds {other.address}, for which pool {wanted.name} wants {wanted.mode}",
+                remedy="a group moves as one: let one pool select both",
+            )
+    return None
+
+
+def _unit(inventory: Inventory, chosen: list[PciFunction], pool: Pool) -> Unit:
+    primary = chosen[0]
+    group = inventory.by_group().get(-1 if primary.iommu_group is None else primary.iommu_group)
+    verdict = (
+        judge_without_group(primary, inventory.platform)
+        if group is None
+        else judge(
+            group,
+            inventory.by_address(),
+            inventory.platform,
+            named=frozenset(function.address for function in chosen),
+        )
+    )
+    return Unit(
+        primary=primary.address,
+        group=primary.iommu_group,
+        functions=verdict.passengers,
+        pool=pool.name,
+        verdict=verdict,
+    )
+
+
+def _too_few(blueprint: Blueprint, taken: Mapping[str, int]) -> Iterable[Finding]:
+    for pool in blueprint.pools:
+        count = taken.get(pool.name, 0)
+        if count < pool.min_units:
+            yield Finding(
+                severity=Severity.WARNING,
+                subject=f"pool {pool.name}",
+                reason=f"it selects {count} of at least {pool.min_units} units",
+                remedy="see kata-gpu inventory for what this node has",
+            )

@@ -1,0 +1,1 @@
+"""What admins write, parsed at the door: nothing unparsed goes past this room."""

@@ -1,0 +1,197 @@
+"""The blueprint file: TOML in, ``model.blueprint`` out."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from kata_gpu.model import blueprint as model
+from kata_gpu.model.blueprint import Blueprint, KataHandler, Mode, Pool, Runtime, Selector
+from kata_gpu.model.pci import PciAddress
+from kata_gpu.settings import toml_file
+from kata_gpu.settings.toml_file import AbsolutePath, Table
+
+_ID: Final = re.compile(r"(0x)?[0-9a-f]{4}")
+_CLASS: Final = re.compile(r"(0x)?[0-9a-f]{2,6}")
+_LABEL: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+_HANDLER: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+_RESOURCE: Final = r"^[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)+/[A-Za-z0-9][A-Za-z0-9_.-]{0,61}[A-Za-z0-9]$"
+_HYPERVISORS: Final = {Runtime.GO: ("qemu", "clh"), Runtime.RUST: ("qemu",)}
+
+
+def _hex(pattern: re.Pattern[str], digits: str, text: Any) -> str:
+    if not isinstance(text, str) or not pattern.fullmatch(text):
+        raise ValueError(f"expected {digits} lower-case hex digits in quotes")
+    return text.removeprefix("0x")
+
+
+def _pci_id(text: Any) -> int:
+    return int(_hex(_ID, "4", text), 16)
+
+
+def _class(text: Any) -> str:
+    return _hex(_CLASS, "2 to 6", text)
+
+
+def _address(text: Any) -> PciAddress:
+    if not isinstance(text, str):
+        raise ValueError("expected DDDD:BB:DD.F in quotes")  # noqa: TRY004 - pydantic wants it
+    return PciAddress.parse(text)
+
+
+def _known_schema(schema: int) -> int:
+    if schema != model.SCHEMA:
+        raise ValueError(f"this agent knows schema {model.SCHEMA}")
+    return schema
+
+
+def _one_of(kind: type[Mode] | type[Runtime]) -> BeforeValidator:
+    """Take the exact words of an enumeration; strict mode would want the enumeration."""
+    words = [member.value for member in kind]
+
+    def parse(text: Any) -> Mode | Runtime:
+        if text not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return kind(text)
+
+    return BeforeValidator(parse)
+
+
+_PciId = Annotated[int, BeforeValidator(_pci_id)]
+
+
+class SelectorTable(Table):
+    """``[[pool.select]]``: conditions that must all hold."""
+
+    vendor: _PciId | None = None
+    device: _PciId | None = None
+    class_prefix: Annotated[str, BeforeValidator(_class)] | None = Field(None, alias="class")
+    address: Annotated[PciAddress, BeforeValidator(_address)] | None = None
+    numa_node: Annotated[int, Field(ge=0)] | None = None
+    product: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("a selector needs at least one condition")
+        return self
+
+    def value(self) -> Selector:
+        """Return the selector."""
+        return Selector(
+            vendor=self.vendor,
+            device=self.device,
+            class_prefix=self.class_prefix,
+            address=self.address,
+            numa_node=self.numa_node,
+            product=self.product,
+        )
+
+
+class PoolTable(Table):
+    """``[[pool]]``: functions and what becomes of them."""
+
+    name: str = Field(pattern=_LABEL)
+    mode: Annotated[Mode, _one_of(Mode)]
+    select: tuple[SelectorTable, ...] = Field(min_length=1)
+    resource: str | None = Field(None, pattern=_RESOURCE)
+    min_units: int = Field(0, ge=0)
+    max_units: int | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.mode is Mode.PASSTHROUGH and self.resource is None:
+            raise ValueError('mode "passthrough" needs a resource, such as "nvidia.com/pgpu"')
+        if self.mode is not Mode.PASSTHROUGH and self.resource is not None:
+            raise ValueError(f'mode "{self.mode}" offers nothing, so it takes no resource')
+        if self.max_units is not None and self.max_units < self.min_units:
+            raise ValueError("max_units is less than min_units")
+        return self
+
+    def value(self) -> Pool:
+        """Return the pool."""
+        return Pool(
+            name=self.name,
+            mode=self.mode,
+            selectors=tuple(selector.value() for selector in self.select),
+            resource=self.resource,
+            min_units=self.min_units,
+            max_units=self.max_units,
+        )
+
+
+class HandlerTable(Table):
+    """``[[kata.handler]]``: a Kata runtime handler that gets our drop-in."""
+
+    name: str = Field(pattern=_HANDLER)
+    runtime: Annotated[Runtime, _one_of(Runtime)]
+    config: AbsolutePath
+    hypervisor: str = "qemu"
+    pod_resource_api_sock: AbsolutePath = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    pcie_root_ports: int | None = Field(None, ge=1, le=32)
+
+    @model_validator(mode="after")
+    def _can_cold_plug(self) -> Self:
+        known = _HYPERVISORS[self.runtime]
+        if self.hypervisor not in known:
+            raise ValueError(
+                f"Kata's {self.runtime} runtime cold-plugs VFIO devices with hypervisor "
+                f"{' or '.join(known)} only"
+            )
+        return self
+
+    def value(self) -> KataHandler:
+        """Return the handler."""
+        return KataHandler(
+            name=self.name,
+            runtime=self.runtime,
+            config=self.config,
+            hypervisor=self.hypervisor,
+            pod_resource_api_sock=self.pod_resource_api_sock,
+            pcie_root_ports=self.pcie_root_ports,
+        )
+
+
+class KataTable(Table):
+    """``[kata]``: what Kata is told."""
+
+    handler: tuple[HandlerTable, ...] = ()
+
+
+class BlueprintFile(Table):
+    """The whole file."""
+
+    schema_version: Annotated[int, AfterValidator(_known_schema)] = Field(alias="schema")
+    version: str = Field(pattern=_LABEL)
+    pool: tuple[PoolTable, ...] = ()
+    kata: KataTable = KataTable()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for what, names in (
+            ("pool", [pool.name for pool in self.pool]),
+            ("handler", [handler.name for handler in self.kata.handler]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what} {', '.join(twice)} is there twice")
+        return self
+
+    def value(self) -> Blueprint:
+        """Return the blueprint."""
+        return Blueprint(
+            version=self.version,
+            pools=tuple(pool.value() for pool in self.pool),
+            handlers=tuple(handler.value() for handler in self.kata.handler),
+        )
+
+
+def load(path: Path) -> Blueprint:
+    """Return the blueprint at *path*; InvalidBlueprint says what is wrong with it."""
+    return toml_file.load(path, BlueprintFile).value()
+
+
+def parse(text: str, *, origin: str = "blueprint.toml") -> Blueprint:
+    """Return the blueprint that TOML *text* describes."""
+    return toml_file.parse(text, BlueprintFile, origin=origin).value()

@@ -1,0 +1,115 @@
+"""Read a TOML file into a pydantic model, or say what is wrong in the author's terms.
+
+Every message names the file, the key, what was found and what is allowed. Unknown keys are
+refused: a misspelt key that is ignored is a setting that silently does not hold.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from kata_gpu.errors import HostError, InvalidBlueprint
+from kata_gpu.host import files
+
+_MAX_BYTES = 1 << 20
+_SHOWN = 80
+
+
+def _absolute(text: str) -> str:
+    if not text.startswith("/") or ".." in text.split("/") or "\0" in text:
+        raise ValueError("expected an absolute path without ..")
+    return text
+
+
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+
+
+class Table(BaseModel):
+    """A TOML table: unknown keys are refused, values are not coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+TableT = TypeVar("TableT", bound=Table)
+
+
+def load(path: Path, model: type[TableT]) -> TableT:
+    """Return the content of *path* as *model*.
+
+    Raises:
+        InvalidBlueprint: it is missing, unreadable, not TOML, or not what it must be.
+    """
+    try:
+        text = files.read(path, max_bytes=_MAX_BYTES)
+    except HostError as error:
+        raise InvalidBlueprint(str(error)) from error
+    if text is None:
+        raise InvalidBlueprint(f"cannot read {path}: it does not exist")
+    return parse(text, model, origin=str(path))
+
+
+def parse(text: str, model: type[TableT], *, origin: str) -> TableT:
+    """Return TOML *text* as *model*; *origin* names it in messages."""
+    try:
+        return model.model_validate(_with_tuples(tomllib.loads(text)))
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidBlueprint(f"cannot use {origin}: not TOML: {error}") from error
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        lines = "; ".join(_explain(detail, model) for detail in found)
+        raise InvalidBlueprint(f"cannot use {origin}: {lines}") from error
+
+
+def _with_tuples(value: Any) -> Any:
+    """Return TOML's arrays as tuples: the models are frozen through and through."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_with_tuples(item) for item in value)
+    return value
+
+
+def _explain(detail: ErrorDetails, model: type[Table]) -> str:
+    where = _where(detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        fields = _table_at(detail["loc"][:-1], model).model_fields
+        allowed = ", ".join(sorted(field.alias or name for name, field in fields.items()))
+        return f"unknown key {where} (allowed here: {allowed})"
+    if detail["type"] == "missing":
+        return f"key {where} is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = f"{message[:1].lower()}{message[1:]}"
+    found = detail["input"]
+    if isinstance(found, dict | tuple):
+        return f"{where or 'the file'}: {message}"
+    shown = repr(found)
+    return f"{where} is {shown[:_SHOWN]}{'…' if len(shown) > _SHOWN else ''}: {message}"
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    """Return ``pool[2].select[1].vendor``, counted from 1 as people count tables."""
+    text = ""
+    for part in location:
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _table_at(location: tuple[int | str, ...], model: type[Table]) -> type[Table]:
+    """Return the model of the table at *location* below *model*."""
+    for part in location:
+        if isinstance(part, str):
+            model = _table_in(model.model_fields[_field_of(part, model)].annotation) or model
+    return model
+
+
+def _field_of(key: str, model: type[Table]) -> str:
+    return next(n for n, field in model.model_fields.items() if key in {n, field.alias})
+
+
+def _table_in(annotation: Any) -> type[Table] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Table):
+        return annotation
+    return next((t for t in map(_table_in, get_args(annotation)) if t), None)
