@@ -34,6 +34,7 @@ class Journal:
         if ledger == self.ledger:
             return
         body = _body(ledger)
+        _require_readable(body)
         document = {"schema": SCHEMA, "sha256": _checksum(body), "ledger": body}
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         files.replace(self.path, text, staging=self.path.parent, mode=_MODE)
@@ -58,7 +59,7 @@ def _read(path: Path) -> Ledger:
         checks_out = document["sha256"] == _checksum(body)
         if checks_out and schema == SCHEMA:
             return _ledger(body)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LedgerError(f"cannot trust the ledger {path}: {error!r}; {_REMEDY}") from error
     if isinstance(schema, int) and schema > SCHEMA:
         raise LedgerError(
@@ -68,6 +69,14 @@ def _read(path: Path) -> Ledger:
     raise LedgerError(
         f"cannot trust the ledger {path}: its checksum does not match its content; {_REMEDY}"
     )
+
+
+def _require_readable(body: dict[str, Any]) -> None:
+    """Raise HostError for a ledger that we would refuse to read: it would lock the node."""
+    try:
+        _ledger(body)
+    except ValueError as error:
+        raise HostError(f"cannot note it in the ledger: {error}") from error
 
 
 def _checksum(body: Any) -> str:

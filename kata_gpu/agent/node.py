@@ -48,7 +48,10 @@ def look(host: Host, settings: Settings, blueprint: Blueprint, ledger: Ledger) -
     kinds = dict.fromkeys(pool.resource for pool in blueprint.pools if pool.resource)
     specs = (cdi.path(settings.cdi_directory, kind) for kind in kinds)
     return discover.collect(
-        host, interest=interest, handlers=blueprint.handlers, paths=(*specs, *ledger.files)
+        host,
+        interest=interest,
+        handlers={handler.name: handler.config for handler in blueprint.handlers},
+        paths=(*specs, *ledger.files),
     )
 
 

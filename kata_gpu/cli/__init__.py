@@ -1,6 +1,5 @@
 """The ``kata-gpu`` command: parse, one call, print. The only room that exits."""
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -18,13 +17,7 @@ def main(argv: Sequence[str] | None = None) -> Never:
 
 def _status(argv: Sequence[str] | None) -> int:
     options = parser.build().parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else options.log_level,
-        format="%(levelname)s %(message)s"
-        if "JOURNAL_STREAM" in os.environ
-        else "%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    _log_to_stderr("DEBUG" if options.verbose else options.log_level)
     try:
         return int(options.verb(options))
     except KataGpuError as error:
@@ -36,3 +29,13 @@ def _status(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("kata-gpu: interrupted", file=sys.stderr)
         return ExitCode.FAILED
+
+
+def _log_to_stderr(level: str | None) -> None:
+    """Log as the journal likes it under systemd, with times elsewhere; None logs nothing."""
+    if level is None:
+        return
+    import logging  # noqa: PLC0415 - looking at a node does not need it
+
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    logging.basicConfig(level=level, format=f"{stamp}%(levelname)s %(message)s", stream=sys.stderr)

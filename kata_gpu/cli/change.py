@@ -2,11 +2,12 @@
 
 import argparse
 import sys
+from typing import Any
 
 from kata_gpu.act import executor
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
-from kata_gpu.cli import context, output
+from kata_gpu.cli import configuration, context, output
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host, locks
@@ -14,17 +15,20 @@ from kata_gpu.model.pci import PciAddress
 from kata_gpu.model.plan import Plan, Severity, Step, headline, text
 from kata_gpu.model.report import Outcome, Report, Result
 from kata_gpu.observe.document import document
-from kata_gpu.settings import blueprint
 
 
 def plan(options: argparse.Namespace) -> int:
     """Print the plan; exit 0 for an empty one, 2 for one with steps."""
-    host, settings = context.host(options), context.settings(options)
-    wanted = blueprint.load(context.blueprint_path(options, settings))
+    host, settings = context.host(options), configuration.settings(options)
+    wanted = configuration.blueprint(options, settings)
     ledger = Journal(host.path(settings.ledger)).ledger
     inventory, found = node.make_plan(host, settings, wanted, ledger)
     if options.output in {"json", "yaml"}:
-        body = {**document(found), "problems": document(inventory.problems)}
+        body = {
+            **document(found),
+            "steps": [_step(step) for step in found.steps],
+            "problems": document(inventory.problems),
+        }
         print(output.dump(body, options.output))
     else:
         print(text(found), end="")
@@ -33,13 +37,17 @@ def plan(options: argparse.Namespace) -> int:
     return _verdict(found)
 
 
+def _step(step: Step) -> dict[str, Any]:
+    return {"kind": type(step).__name__, "headline": headline(step), **document(step)}
+
+
 def apply(options: argparse.Namespace) -> int:
     """Take the plan's steps, after asking."""
     if options.dry_run:
         options.output = "table"
         return plan(options)
-    host, settings = context.host(options), context.settings(options)
-    wanted = blueprint.load(context.blueprint_path(options, settings))
+    host, settings = context.host(options), configuration.settings(options)
+    wanted = configuration.blueprint(options, settings)
     with locks.exclusive(host.path(settings.lock)):
         journal = Journal(host.path(settings.ledger))
         _, found = node.make_plan(host, settings, wanted, journal.ledger)
@@ -54,7 +62,7 @@ def apply(options: argparse.Namespace) -> int:
 
 def release(options: argparse.Namespace) -> int:
     """Give units back, after asking."""
-    host, settings = context.host(options), context.settings(options)
+    host, settings = context.host(options), configuration.settings(options)
     if options.all == bool(options.unit):
         raise HostError("cannot release: name units, or say --all; kata-gpu status lists them")
     chosen = None if options.all else frozenset(map(_unit, options.unit))

@@ -8,7 +8,6 @@ from kata_gpu.discover.inventory import collect, is_accelerator
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.iommu import Verdict, judge, judge_without_group
 from kata_gpu.model.pci import PciFunction, PhysicalFunction, VirtualFunction
-from kata_gpu.observe.document import document
 
 _HEADER = ("ADDRESS", "DEVICE", "CLASS", "DRIVER", "GROUP", "NUMA", "PASSTHROUGH")
 _WIDE = ("OVERRIDE", "ROOT", "BARS", "LINK", "RESET", "SR-IOV", "POWER")
@@ -21,6 +20,8 @@ def inventory(options: argparse.Namespace) -> int:
     )
     verdicts = _verdicts(found)
     if options.output in {"json", "yaml"}:
+        from kata_gpu.observe.document import document  # noqa: PLC0415 - for these alone
+
         body = document(found)
         body["verdicts"] = document(tuple(verdicts.values()))
         print(output.dump(body, options.output))

@@ -1,6 +1,5 @@
 """Tables for people, JSON and YAML for programs; colour on a terminal only."""
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,8 @@ _PLAIN: Final = "\033[0m"
 def dump(value: Any, form: str) -> str:
     """Return a JSON-able *value* as ``json`` or ``yaml``."""
     if form == "json":
+        import json  # noqa: PLC0415 - only for who asks for it
+
         return json.dumps(value, indent=2, ensure_ascii=False)
     import yaml  # noqa: PLC0415 - only for who asks for it
 

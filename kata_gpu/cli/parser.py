@@ -5,7 +5,6 @@ Verbs are imported when they run: ``kata-gpu status`` must not pay for what ``ru
 
 import argparse
 import importlib
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +99,7 @@ def _add_changing(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "device that somebody uses is not taken. Refused while the agent runs, which does this "
         "by itself.",
     )
+    apply.set_defaults(log_level="CRITICAL")  # it prints each step and why it failed
     _add_blueprint(apply)
     _add_consent(apply)
     apply.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -112,6 +112,7 @@ def _add_changing(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "remembers, and clear the overrides; with --all also remove every file that is ours. "
         "Needs no blueprint. Stop the agent first, or it binds them again.",
     )
+    release.set_defaults(log_level="CRITICAL")
     release.add_argument("unit", nargs="*", metavar="UNIT", help="a unit's PCI address")
     release.add_argument("--all", action="store_true", help="every unit, and all our files")
     _add_consent(release)
@@ -127,7 +128,7 @@ def _add_daemon(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "Apply the blueprint, watch for changes, repair them, and answer on the status socket, "
         "until SIGTERM, which unbinds nothing. SIGHUP reads the blueprint again.",
     )
-    run.set_defaults(log_level=logging.INFO)
+    run.set_defaults(log_level="INFO")
     _add_blueprint(run)
     completion = _verb(
         verbs,
@@ -152,7 +153,7 @@ def _verb(
         verb: Verb = getattr(importlib.import_module(f"kata_gpu.cli.{module}"), name)
         return verb(options)
 
-    parser.set_defaults(verb=call, log_level=logging.WARNING)
+    parser.set_defaults(verb=call, log_level=None)
     parser.add_argument("-v", "--verbose", action="store_true", help="log every detail")
     parser.add_argument(
         "--root",

@@ -4,14 +4,14 @@ import argparse
 import asyncio
 
 from kata_gpu.agent import daemon
-from kata_gpu.cli import context
+from kata_gpu.cli import configuration, context
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.host.uevents import Uevents
 
 
 def run(options: argparse.Namespace) -> int:
     """Hold the node to the blueprint until a signal ends it."""
-    settings = context.settings(options)
-    load = daemon.blueprint_from(context.blueprint_path(options, settings))
+    settings = configuration.settings(options)
+    load = daemon.blueprint_from(configuration.blueprint_path(options, settings))
     asyncio.run(daemon.run(context.host(options), settings, load, Uevents.subscribe()))
     return ExitCode.OK

@@ -4,12 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from kata_gpu.cli import context, output
+from kata_gpu.cli import configuration, context, output
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.observe import client
 
-_DEFAULT_SOCKET: Final = "/run/kata-gpu/status.sock"
-_DEFAULT_SETTINGS: Final = "/etc/kata-gpu/agent.toml"
 _COLOURS: Final = {"available": "good", "host": "good", "refused": "bad", "failed": "bad"}
 _HEADER: Final = ("UNIT", "STATE", "POOL", "RESOURCE", "GROUP", "NUMA", "DEVICE")
 _WIDE: Final = ("DRIVERS", "NODES")
@@ -30,10 +28,7 @@ def status(options: argparse.Namespace) -> int:
 def _socket(options: argparse.Namespace) -> Path:
     if options.socket is not None:
         return Path(options.socket)
-    host = context.host(options)
-    if options.settings is None and not host.path(_DEFAULT_SETTINGS).exists():
-        return host.path(_DEFAULT_SOCKET)  # nothing to parse: spare the parser's import
-    return host.path(context.settings(options).socket)
+    return context.host(options).path(configuration.settings(options).socket)
 
 
 def _text(state: dict[str, Any], *, is_wide: bool) -> str:

@@ -15,7 +15,6 @@ from kata_gpu.discover.functions import DEVICES, Place, UnreadableFunctionError
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host, files, pci_ids
 from kata_gpu.host.sysfs import Sysfs
-from kata_gpu.model.blueprint import KataHandler
 from kata_gpu.model.inventory import FileContent, Inventory, Problem
 from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.pci import Identity, PciAddress, PciFunction
@@ -36,13 +35,13 @@ def collect(
     host: Host,
     *,
     interest: Interest = is_accelerator,
-    handlers: Iterable[KataHandler] = (),
+    handlers: Mapping[str, str] | None = None,
     paths: Iterable[str] = (),
 ) -> Inventory:
     """Look at the host once.
 
-    *interest* adds functions to those that always matter; *handlers* are looked up as the
-    blueprint names them; *paths* are files whose content the planner compares.
+    *interest* adds functions to those that always matter; *handlers* are base files of
+    Kata by handler; *paths* are files whose content the planner compares.
     """
     read_at = datetime.now(UTC)
     problems: list[Problem] = []
@@ -57,7 +56,7 @@ def collect(
                 problems.append(Problem(subject=str(address), reason=str(error)))
     numbers = {f.iommu_group for f in found if f.iommu_group is not None}
     facts, unknown = platform.read(host)
-    bases = tuple(kata.find(host, handler) for handler in handlers)
+    bases = tuple(kata.find(host, name, config) for name, config in (handlers or {}).items())
     return Inventory(
         functions=tuple(found),
         groups=tuple(_groups(host.sysfs, sorted(numbers), problems)),
@@ -77,7 +76,7 @@ def _places(sysfs: Sysfs, problems: list[Problem]) -> dict[PciAddress, Place]:
         try:
             where = functions.place(sysfs, name)
         except UnreadableFunctionError as error:
-            problems.append(Problem(subject=name[:32], reason=str(error)))
+            problems.append(Problem(subject=ascii(name)[1:-1][:32], reason=str(error)))
         else:
             places[where.identity.address] = where
     return places

@@ -6,22 +6,21 @@ the paths it documents), so the blueprint's path is only where the search begins
 
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host, files
-from kata_gpu.model.blueprint import KataHandler
 from kata_gpu.model.inventory import KataBase
 
 
-def find(host: Host, handler: KataHandler) -> KataBase:
-    """Return where *handler*'s drop-ins belong, or why they belong nowhere."""
+def find(host: Host, handler: str, config: str) -> KataBase:
+    """Return where the drop-ins of a handler with that base file belong, or why nowhere."""
     directory, reason = None, None
     try:
-        real = files.resolve(host.path(handler.config), root=host.root)
+        real = files.resolve(host.path(config), root=host.root)
         if real is None:
-            reason = f"{handler.config} does not exist"
+            reason = f"{config} does not exist"
         elif not real.is_file():
-            reason = f"{handler.config} is not a file"
+            reason = f"{config} is not a file"
         else:
             inside = real.parent.relative_to(host.root.resolve())
             directory = f"/{inside.as_posix()}"
     except HostError as error:
         reason = str(error)
-    return KataBase(handler=handler.name, config=handler.config, directory=directory, reason=reason)
+    return KataBase(handler=handler, config=config, directory=directory, reason=reason)

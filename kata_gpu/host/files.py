@@ -6,7 +6,6 @@ and no temporary behind. Nothing is opened through a symbolic link.
 """
 
 import os
-import secrets
 from pathlib import Path
 from typing import Final
 
@@ -49,21 +48,24 @@ def replace(path: Path, content: str, *, staging: Path, mode: int = 0o644) -> No
         HostError: any of it failed; *path* has its old content. If only the last fsync
             failed it may have the new one: read it back.
     """
-    temporary = staging / f"{_TEMPORARY}{secrets.token_hex(8)}"
+    temporary = staging / f"{_TEMPORARY}{os.urandom(8).hex()}"
     try:
+        data = content.encode("utf-8")
         staging.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
         )
         try:
-            _write_all(fd, content.encode("utf-8"))
+            _write_all(fd, data)
             os.fchmod(fd, mode)
             os.fsync(fd)
         finally:
             os.close(fd)
         os.rename(temporary, path)
         _sync(path.parent)
+    except UnicodeEncodeError as error:
+        raise HostError(f"cannot write {path}: {error.reason}") from error
     except OSError as error:
         _forget(temporary)
         raise HostError(f"cannot write {path}: {error.strerror}") from error

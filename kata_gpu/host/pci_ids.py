@@ -16,7 +16,6 @@ from typing import Final
 PLACES: Final = ("/usr/share/hwdata/pci.ids", "/usr/share/misc/pci.ids")
 
 _NEXT_VENDOR: Final = re.compile(rb"\n[0-9a-fC]")
-_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e\u00a0-\uffff]")
 
 
 class PciIds:
@@ -43,7 +42,8 @@ class PciIds:
         return len(self._data) if end < 0 else end
 
     def _line(self, start: int, end: int) -> str:
-        return _UNPRINTABLE.sub("?", self._data[start:end].decode("utf-8", "replace").strip())
+        text = self._data[start:end].decode("utf-8", "replace").strip()
+        return "".join(c if c.isprintable() else "?" for c in text)
 
 
 @contextmanager

@@ -7,9 +7,12 @@ is in use, what it does not find is only probably free.
 """
 
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from kata_gpu.errors import HostError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,19 +29,24 @@ class Opener:
 
 
 def openers(proc: Path, devices: Iterable[Path]) -> tuple[Opener, ...]:
-    """Return every process that has one of the character *devices* open, but this one."""
+    """Return every process that has one of the character *devices* open, but this one.
+
+    Raises:
+        HostError: the processes cannot be listed, so nobody can say that a device is free.
+    """
     numbers: dict[int, str] = {}
     for path in devices:
-        try:
-            status = path.stat()
-        except OSError:
-            continue
-        if status.st_rdev:
-            numbers[status.st_rdev] = str(path)
+        number = _character_device(path)
+        if number is not None:
+            numbers[number] = str(path)
     if not numbers:
         return ()
     found: list[Opener] = []
-    for process in os.listdir(proc):
+    try:
+        processes = os.listdir(proc)
+    except OSError as error:
+        raise HostError(f"cannot list {proc}: {error.strerror}") from error
+    for process in processes:
         if process.isdigit() and int(process) != os.getpid():
             found.extend(
                 Opener(pid=int(process), command=_command(proc, process), device=numbers[number])
@@ -52,13 +60,20 @@ def _open_numbers(descriptors: Path) -> set[int]:
         names = os.listdir(descriptors)
     except OSError:  # it ended, or is not ours to see
         return set()
-    numbers = set()
-    for name in names:
-        try:
-            numbers.add(os.stat(descriptors / name).st_rdev)
-        except OSError:
-            continue
-    return numbers
+    numbers = (_character_device(descriptors / name) for name in names)
+    return {number for number in numbers if number is not None}
+
+
+def _character_device(path: Path) -> int | None:
+    """Return the number of the device behind *path*; None when it is none, or is gone.
+
+    Block devices have numbers of their own, which may be the same.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
 
 
 def _command(proc: Path, process: str) -> str:

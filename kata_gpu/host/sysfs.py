@@ -82,7 +82,7 @@ class Sysfs:
         try:
             fd = os.open(self._at(path), os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                os.write(fd, value.encode("ascii"))
+                os.write(fd, value.encode("latin-1"))  # as it was read
             finally:
                 os.close(fd)
         except OSError as error:

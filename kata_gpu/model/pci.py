@@ -8,7 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Final, Self
 
-_ADDRESS: Final = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])")
+_ADDRESS: Final = re.compile(
+    r"([0-9a-f]{4}|[1-9a-f][0-9a-f]{4,7}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])"
+)
 
 NVIDIA: Final = 0x10DE
 

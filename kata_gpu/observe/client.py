@@ -15,24 +15,25 @@ _OK: Final = 200
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over the socket at a path."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_S)
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
+        self._timeout_s = timeout_s
 
     def connect(self) -> None:
         """Connect to the Unix socket instead of a host."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.sock.settimeout(_TIMEOUT_S)
+        self.sock.settimeout(self._timeout_s)
         self.sock.connect(str(self._path))
 
 
-def get(path: Path, target: str) -> Any:
+def get(path: Path, target: str, *, timeout_s: float = _TIMEOUT_S) -> Any:
     """Return the document at *target* from the daemon behind the socket at *path*.
 
     Raises:
         HostError: nobody serves it, it does not answer in time, or answers otherwise.
     """
-    connection = _UnixConnection(path)
+    connection = _UnixConnection(path, timeout_s)
     try:
         connection.request("GET", target)
         response = connection.getresponse()

@@ -1,7 +1,7 @@
 """Frozen values as JSON-able documents: the one place that knows how each is written.
 
-Keys are the field names; addresses, ids, times and enumerations are text; a step carries
-its kind and headline; what is unknown is null.
+Keys are the field names; addresses, ids, times and enumerations are text; what is
+unknown is null.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ from enum import Enum
 from typing import Any
 
 from kata_gpu.model.pci import Identity, PciAddress, PciFunction
-from kata_gpu.model.plan import LoadModule, MoveGroup, RemoveFile, WriteFile, headline
 
 
 def document(value: Any) -> Any:
@@ -47,8 +46,6 @@ def _record(value: Any) -> dict[str, Any]:
                 revision=f"{value.revision:02x}",
             )
             return {**fields.pop("identity"), **fields}
-        case LoadModule() | MoveGroup() | WriteFile() | RemoveFile():
-            return {"kind": type(value).__name__, "headline": headline(value), **_fields(value)}
         case _:
             return _fields(value)
 

@@ -24,7 +24,7 @@ from kata_gpu.errors import HeldError, HostError
 log = logging.getLogger(__name__)
 
 _REQUEST_MAX_BYTES: Final = 16384
-_CONNECTION_TIMEOUT_S: Final = 10.0
+_CONNECTION_DEADLINE_S: Final = 10.0
 _CONNECTIONS_MAX: Final = 32
 _CHUNK_BYTES: Final = 65536
 
@@ -33,8 +33,12 @@ Routes = dict[str, Callable[[], Any]]
 
 
 @asynccontextmanager
-async def serve(path: Path, routes: Routes, *, mode: int = 0o660) -> AsyncIterator[None]:
+async def serve(
+    path: Path, routes: Routes, *, mode: int = 0o660, deadline_s: float = _CONNECTION_DEADLINE_S
+) -> AsyncIterator[None]:
     """Answer GET requests on the socket at *path* until the block ends, then remove it.
+
+    A connection ends within *deadline_s* of its turn, whatever its client does.
 
     Raises:
         HeldError: a live daemon serves this path.
@@ -42,13 +46,12 @@ async def serve(path: Path, routes: Routes, *, mode: int = 0o660) -> AsyncIterat
     """
     listener = _listen(path, mode)
     slots = asyncio.Semaphore(_CONNECTIONS_MAX)
+    talks: set[asyncio.Task[None]] = set()
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with slots:
-            with contextlib.suppress(OSError, TimeoutError):  # the client's trouble, not ours
-                async with asyncio.timeout(_CONNECTION_TIMEOUT_S):
-                    await _converse(reader, writer, routes)
-            writer.close()
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talk = asyncio.create_task(_talk(reader, writer, routes, slots, deadline_s))
+        talks.add(talk)
+        talk.add_done_callback(talks.discard)
 
     server = await asyncio.start_unix_server(connected, sock=listener)
     try:
@@ -57,6 +60,27 @@ async def serve(path: Path, routes: Routes, *, mode: int = 0o660) -> AsyncIterat
         server.close()
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
+        for talk in talks:
+            talk.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+
+
+async def _talk(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    routes: Routes,
+    slots: asyncio.Semaphore,
+    deadline_s: float,
+) -> None:
+    try:
+        async with slots:
+            with contextlib.suppress(OSError, TimeoutError):  # the client's trouble, not ours
+                async with asyncio.timeout(deadline_s):
+                    await _converse(reader, writer, routes)
+                    writer.close()
+                    await writer.wait_closed()
+    finally:
+        writer.transport.abort()  # what is not sent by now is not waited for
 
 
 def _listen(path: Path, mode: int) -> socket.socket:
@@ -87,9 +111,11 @@ def _make_way(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         try:
             probe.connect(str(path))
-        except OSError:  # nobody listens
+        except (ConnectionRefusedError, FileNotFoundError):  # nobody listens
             path.unlink(missing_ok=True)
             return
+        except OSError as error:  # somebody may: a socket of another kind, or one not for us
+            raise HostError(f"cannot serve the status socket {path}: {error.strerror}") from error
     raise HeldError(
         f"cannot serve the status socket {path}: another daemon answers there; "
         f"stop it, or set another socket in agent.toml"
@@ -101,6 +127,7 @@ async def _converse(
 ) -> None:
     """Answer one request; the connection closes after it."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_REQUEST_MAX_BYTES)
+    is_head = False
     try:
         request = await _next_event(reader, connection)
         while not isinstance(event := await _next_event(reader, connection), h11.EndOfMessage):
@@ -112,6 +139,7 @@ async def _converse(
         if not isinstance(request, h11.Request):
             return
         status, body = _answer(request, routes)
+        is_head = request.method == b"HEAD"
     data = json.dumps(body, indent=2).encode() + b"\n"
     headers = [
         ("content-type", "application/json"),
@@ -119,7 +147,8 @@ async def _converse(
         ("connection", "close"),
     ]
     response = h11.Response(status_code=status, headers=headers)
-    for part in (response, h11.Data(data=data), h11.EndOfMessage()):
+    content = () if is_head else (h11.Data(data=data),)
+    for part in (response, *content, h11.EndOfMessage()):
         writer.write(connection.send(part) or b"")
     await writer.drain()
 

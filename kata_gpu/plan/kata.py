@@ -9,8 +9,6 @@ Source: Kata 4.1.0, src/runtime/pkg/katautils/config.go; src/libs/kata-types/src
 
 from typing import Final
 
-import tomlkit
-
 from kata_gpu.model.blueprint import KataHandler, Runtime
 
 ROOT_PORTS_MAX: Final[dict[Runtime, int]] = {
@@ -28,6 +26,8 @@ def root_ports(handler: KataHandler, functions: int) -> int:
 
 def render(handler: KataHandler, functions: int) -> str:
     """Return the drop-in of *handler* for a node that passes *functions* through."""
+    import tomlkit  # noqa: PLC0415 - a release renders nothing
+
     document = tomlkit.document()
     document.add(tomlkit.comment(_HEADER))
     hypervisor = tomlkit.table()

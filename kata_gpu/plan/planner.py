@@ -51,7 +51,7 @@ def plan(
     draft.findings.extend(findings)
     for unit in formed:
         draft.consider(unit, (failed or {}).get(unit.id))
-    draft.consider_orphans({unit.id for unit in formed})
+    draft.consider_orphans({unit.id for unit in formed}, failed or {})
     return draft.finish()
 
 
@@ -99,15 +99,17 @@ class _Draft:
             case Mode.IGNORE:
                 if entry is not None:
                     self._note(Severity.INFO, unit.id, "it is ours, and ignored", "release it")
+            case Mode.HOST if failure is not None and entry is not None:
+                self._note_failed(unit.id, failure)
             case Mode.HOST:
                 self._consider_host(unit, pool, entry)
+            case Mode.PASSTHROUGH if failure is not None:
+                self._note_failed(unit.id, failure)
             case Mode.PASSTHROUGH:
-                if failure is not None:
-                    self._note(Severity.REFUSED, unit.id, failure, "it is tried again later")
-                elif self._may_pass(unit, pool, entry):
+                if self._may_pass(unit, pool, entry):
                     self._pass_through(unit, pool, entry)
 
-    def consider_orphans(self, known: set[str]) -> None:
+    def consider_orphans(self, known: set[str], failed: Mapping[str, str]) -> None:
         """Finish releases that were begun, and name units that no pool wants any more."""
         for entry in self._ledger.entries:
             if entry.unit in known:
@@ -119,6 +121,8 @@ class _Draft:
                     "it is ours, and its functions are gone from the bus",
                     f"plug it in again, or forget it with kata-gpu release {entry.unit}",
                 )
+            elif entry.stage is Stage.RELEASING and entry.unit in failed:
+                self._note_failed(entry.unit, failed[entry.unit])
             elif entry.stage is Stage.RELEASING:
                 self.release(entry, "a release was begun and not finished")
             else:
@@ -136,7 +140,7 @@ class _Draft:
             now = self._functions.get(function.address)
             if now is None:
                 continue
-            if (now.vendor, now.identity.device) != (function.vendor, function.device):
+            if self._ids(now.address) != (function.address, function.vendor, function.device):
                 self._note(
                     Severity.REFUSED,
                     entry.unit,
@@ -180,7 +184,8 @@ class _Draft:
                 self._note_foreign(unit)
                 return False
             return True
-        if {f.address for f in entry.functions} != set(unit.functions):
+        known = {(f.address, f.vendor, f.device) for f in entry.functions}
+        if known != {self._ids(address) for address in unit.functions}:
             self._note(
                 Severity.REFUSED,
                 unit.id,
@@ -210,7 +215,8 @@ class _Draft:
         self._passengers += len(functions)
         if pool.resource is None:
             return
-        if self._inventory.platform.iommufd and moves:
+        is_unnumbered = any(move.before.driver != VFIO.driver for move in moves)
+        if self._inventory.platform.iommufd and is_unnumbered:
             self._note(
                 Severity.INFO,
                 unit.id,
@@ -284,6 +290,10 @@ class _Draft:
         now = self._functions.get(entry.functions[0].address)
         return now.iommu_group if now else None
 
+    def _ids(self, address: PciAddress) -> tuple[PciAddress, int, int]:
+        identity = self._functions[address].identity
+        return address, identity.vendor, identity.device
+
     def _is_foreign(self, address: PciAddress) -> bool:
         return self._functions[address].binding.driver == VFIO.driver
 
@@ -298,6 +308,9 @@ class _Draft:
             "driver is unknown",
             f'select it by address = "{unit.id}" to adopt it as it is',
         )
+
+    def _note_failed(self, unit: str, failure: str) -> None:
+        self._note(Severity.REFUSED, unit, failure, "it is tried again later")
 
     def _note(self, severity: Severity, subject: str, reason: str, remedy: str) -> None:
         self.findings.append(

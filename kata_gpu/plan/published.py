@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.blueprint import Blueprint, KataHandler
 from kata_gpu.model.inventory import FileContent, Inventory
 from kata_gpu.model.plan import Finding, RemoveFile, Severity, Step, WriteFile
 from kata_gpu.plan import cdi, kata
@@ -108,26 +108,32 @@ def _spec(kind: str, devices: Mapping[str, tuple[str, ...]], cdi_directory: str)
 def _drop_ins(
     blueprint: Blueprint, inventory: Inventory, passengers: int
 ) -> tuple[tuple[Wish, ...], tuple[Finding, ...]]:
-    found, findings = [], []
+    found: dict[str, Wish] = {}
+    findings = []
     bases = {base.handler: base for base in inventory.kata}
     for handler in blueprint.handlers:
         base = bases.get(handler.name)
         if base is None or base.directory is None or base.drop_in is None:
-            findings.append(
-                Finding(
-                    severity=Severity.WARNING,
-                    subject=f"handler {handler.name}",
-                    reason=f"it gets no drop-in: {base.reason if base else 'not looked for'}",
-                    remedy="install Kata, or correct the handler's config in the blueprint",
-                )
-            )
+            reason = base.reason if base else None
+            remedy = "install Kata, or correct the handler's config in the blueprint"
+            findings.append(_no_drop_in(handler, reason or "not looked for", remedy))
             continue
-        found.append(
-            Wish(
-                path=base.drop_in,
-                staging=base.directory,  # everything in config.d itself is read by new pods
-                content=kata.render(handler, passengers),
-                reason=f"handler {handler.name} ({handler.runtime}) cold-plugs GPUs by it",
-            )
+        wish = Wish(
+            path=base.drop_in,
+            staging=base.directory,  # everything in config.d itself is read by new pods
+            content=kata.render(handler, passengers),
+            reason=f"handler {handler.name} ({handler.runtime}) cold-plugs GPUs by it",
         )
-    return tuple(found), tuple(findings)
+        if found.setdefault(wish.path, wish).content != wish.content:
+            reason = f"{wish.path} is another handler's, with other settings"
+            findings.append(_no_drop_in(handler, reason, "give its base file a folder of its own"))
+    return tuple(found.values()), tuple(findings)
+
+
+def _no_drop_in(handler: KataHandler, reason: str, remedy: str) -> Finding:
+    return Finding(
+        severity=Severity.WARNING,
+        subject=f"handler {handler.name}",
+        reason=f"it gets no drop-in: {reason}",
+        remedy=remedy,
+    )

@@ -28,14 +28,14 @@ def form(
         pool = _pool_with_room(blueprint, chosen[0], taken)
         if pool is None:
             continue
+        rival = _rival(blueprint, chosen, pool, taken)
         taken[pool.name] = taken.get(pool.name, 0) + 1
         if pool.name in refused:
             continue
-        rival = _rival(blueprint, chosen, pool)
         if rival is not None:
             findings.append(rival)
             continue
-        units.append(_unit(inventory, chosen, pool))
+        units.append(_unit(blueprint, inventory, chosen, pool))
     findings.extend(_too_few(blueprint, taken))
     return tuple(sorted(units, key=lambda unit: unit.primary)), tuple(findings)
 
@@ -84,10 +84,12 @@ def _forbidden(blueprint: Blueprint, inventory: Inventory) -> Iterable[Finding]:
             )
 
 
-def _rival(blueprint: Blueprint, chosen: list[PciFunction], pool: Pool) -> Finding | None:
+def _rival(
+    blueprint: Blueprint, chosen: list[PciFunction], pool: Pool, taken: Mapping[str, int]
+) -> Finding | None:
     """Refuse a group whose GPUs two pools want for different ends."""
     for other in chosen[1:]:
-        wanted = blueprint.pool_for(other)
+        wanted = _pool_with_room(blueprint, other, taken)
         if other.is_gpu and wanted is not None and wanted.mode is not pool.mode:
             return Finding(
                 severity=Severity.REFUSED,
@@ -99,7 +101,9 @@ def _rival(blueprint: Blueprint, chosen: list[PciFunction], pool: Pool) -> Findi
     return None
 
 
-def _unit(inventory: Inventory, chosen: list[PciFunction], pool: Pool) -> Unit:
+def _unit(
+    blueprint: Blueprint, inventory: Inventory, chosen: list[PciFunction], pool: Pool
+) -> Unit:
     primary = chosen[0]
     group = inventory.by_group().get(-1 if primary.iommu_group is None else primary.iommu_group)
     verdict = (
@@ -109,7 +113,7 @@ def _unit(inventory: Inventory, chosen: list[PciFunction], pool: Pool) -> Unit:
             group,
             inventory.by_address(),
             inventory.platform,
-            named=frozenset(function.address for function in chosen),
+            named=frozenset(f.address for f in chosen if _is_to_pass(blueprint, f)),
         )
     )
     return Unit(
@@ -119,6 +123,12 @@ def _unit(inventory: Inventory, chosen: list[PciFunction], pool: Pool) -> Unit:
         pool=pool.name,
         verdict=verdict,
     )
+
+
+def _is_to_pass(blueprint: Blueprint, function: PciFunction) -> bool:
+    """Whether a pool names it for a guest; to be named by an ignore pool is the opposite."""
+    pool = blueprint.pool_for(function)
+    return pool is not None and pool.mode is Mode.PASSTHROUGH
 
 
 def _too_few(blueprint: Blueprint, taken: Mapping[str, int]) -> Iterable[Finding]:

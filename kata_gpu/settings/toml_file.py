@@ -6,7 +6,7 @@ refused: a misspelt key that is ignored is a setting that silently does not hold
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Final, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -16,6 +16,14 @@ from kata_gpu.host import files
 
 _MAX_BYTES = 1 << 20
 _SHOWN = 80
+_ALLOWED: Final = {
+    "tuple_type": "expected an array",
+    "model_type": "expected a table",
+    "too_short": "expected at least one",
+    "string_type": "expected text in quotes",
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+}
 
 
 def _absolute(text: str) -> str:
@@ -54,11 +62,15 @@ def load(path: Path, model: type[TableT]) -> TableT:
 def parse(text: str, model: type[TableT], *, origin: str) -> TableT:
     """Return TOML *text* as *model*; *origin* names it in messages."""
     try:
-        return model.model_validate(_with_tuples(tomllib.loads(text)))
-    except tomllib.TOMLDecodeError as error:
+        tables = _with_tuples(tomllib.loads(text))
+    except ValueError as error:  # TOMLDecodeError, or int() of thousands of digits
         raise InvalidBlueprint(f"cannot use {origin}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise InvalidBlueprint(f"cannot use {origin}: it is nested too deeply") from error
+    try:
+        return model.model_validate(tables)
     except ValidationError as error:
-        found = error.errors(include_url=False)
+        found = _without_consequences(error.errors(include_url=False))
         lines = "; ".join(_explain(detail, model) for detail in found)
         raise InvalidBlueprint(f"cannot use {origin}: {lines}") from error
 
@@ -72,6 +84,16 @@ def _with_tuples(value: Any) -> Any:
     return value
 
 
+def _without_consequences(found: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Return what is wrong, less the arrays that seem short since an item of theirs is."""
+    return [
+        detail
+        for detail in found
+        if detail["type"] != "too_short"
+        or not any(other["loc"][:-1][: len(detail["loc"])] == detail["loc"] for other in found)
+    ]
+
+
 def _explain(detail: ErrorDetails, model: type[Table]) -> str:
     where = _where(detail["loc"])
     if detail["type"] == "extra_forbidden":
@@ -80,8 +102,7 @@ def _explain(detail: ErrorDetails, model: type[Table]) -> str:
         return f"unknown key {where} (allowed here: {allowed})"
     if detail["type"] == "missing":
         return f"key {where} is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    message = f"{message[:1].lower()}{message[1:]}"
+    message = _message(detail)
     found = detail["input"]
     if isinstance(found, dict | tuple):
         return f"{where or 'the file'}: {message}"
@@ -89,11 +110,23 @@ def _explain(detail: ErrorDetails, model: type[Table]) -> str:
     return f"{where} is {shown[:_SHOWN]}{'…' if len(shown) > _SHOWN else ''}: {message}"
 
 
+def _message(detail: ErrorDetails) -> str:
+    """Return what is allowed; our own words as they are, pydantic's for who writes TOML."""
+    message = detail["msg"]
+    if detail["type"] == "value_error":
+        return message.removeprefix("Value error, ")
+    return _ALLOWED.get(detail["type"]) or f"{message[:1].lower()}{message[1:]}"
+
+
 def _where(location: tuple[int | str, ...]) -> str:
     """Return ``pool[2].select[1].vendor``, counted from 1 as people count tables."""
     text = ""
     for part in location:
-        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part + 1}]"
+        else:
+            key = part if part.isprintable() else repr(part)
+            text += f".{key}" if text else key
     return text
 
 

@@ -1,0 +1,1 @@
+"""The lab: a virtual machine with a real kernel, an IOMMU and emulated GPUs."""

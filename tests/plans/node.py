@@ -1,0 +1,158 @@
+"""A fake node together with its ledger: what a scenario is built from.
+
+What has happened before the plan is made happened on a fake kernel, step by step as plans
+say; a kill is an exception that nothing catches. The ledger is kept in memory, and files are
+written without waiting for a disk: hundreds of nodes are built in seconds.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kata_gpu.act import binding
+from kata_gpu.discover import inventory as discover
+from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.inventory import Inventory
+from kata_gpu.model.ledger import Ledger, Stage
+from kata_gpu.model.pci import Identity
+from kata_gpu.model.plan import LoadModule, MoveGroup, Plan, RemoveFile, WriteFile
+from kata_gpu.plan import cdi, planner
+from kata_gpu.settings import blueprint as settings
+from tests.kernel.fake import FakeKernel
+
+CDI: Final = "/var/run/cdi"
+PGPU_SPEC: Final = cdi.path(CDI, "nvidia.com/pgpu")
+_NOTHING: Final = Blueprint(version="none")
+
+
+class Killed(BaseException):
+    """The agent ends here, and nothing of it runs any more."""
+
+
+class Node:
+    """One node: kernel, files, ledger, and the agent's verbs on them."""
+
+    def __init__(self, kernel: FakeKernel, *, iommufd: bool = False) -> None:
+        self.kernel = kernel
+        self.root = kernel.tree.root
+        self.ledger = Ledger()
+        self._iommufd = iommufd
+        self.again: Callable[[], Plan] = self.release
+        """Makes the last plan anew, of the node as it is by then."""
+
+    def plan(self, text: str, *, failed: Mapping[str, str] | None = None) -> Plan:
+        """Return what the agent would do for a blueprint."""
+        self.again = lambda: self.plan(text, failed=failed)
+        blueprint = settings.parse(text)
+        return planner.plan(
+            blueprint, self.look(blueprint), self.ledger, cdi_directory=CDI, failed=failed
+        )
+
+    def release(self, *units: str) -> Plan:
+        """Return how units are given back; all of them without a name."""
+        self.again = lambda: self.release(*units)
+        return planner.release(
+            self.look(_NOTHING),
+            self.ledger,
+            cdi_directory=CDI,
+            chosen=frozenset(units) or None,
+        )
+
+    def apply(self, text: str) -> None:
+        """Bring the node in order, in as many passes as it takes."""
+        while (plan := self.plan(text)).steps:
+            self.carry_out(plan)
+
+    def carry_out(self, plan: Plan) -> None:
+        """Take every step of a plan, each of which succeeds."""
+        for step in plan.steps:
+            match step:
+                case LoadModule():
+                    self.kernel.run(("modprobe", "--", step.module), timeout_s=3)
+                case MoveGroup():
+                    self._move(step)
+                case WriteFile():
+                    self.put(step.path, step.content)
+                    self.ledger = self.ledger.with_file(step.path)
+                case RemoveFile():
+                    self.kernel.host.path(step.path).unlink()
+                    self.ledger = self.ledger.without_file(step.path)
+
+    def _move(self, step: MoveGroup) -> None:
+        self.ledger = self.ledger.with_entry(step.entry)
+        binding.rebind(self.kernel, {move.address: move.target for move in step.moves})
+        self.ledger = (
+            self.ledger.without_entry(step.entry.unit)
+            if step.is_release
+            else self.ledger.with_entry(replace(step.entry, stage=Stage.BOUND))
+        )
+
+    @contextmanager
+    def killed_at(self, attribute: str) -> Iterator[None]:
+        """Let the agent be killed before its first write to *attribute*."""
+
+        def kill(path: str, _value: str) -> None:
+            if path.endswith(f"/{attribute}"):
+                raise Killed
+
+        self.kernel.on_write = kill
+        with pytest.raises(Killed):
+            yield
+        self.kernel.on_write = None
+
+    def look(self, blueprint: Blueprint) -> Inventory:
+        """Return the inventory that the agent would make for a blueprint."""
+
+        def interest(identity: Identity) -> bool:
+            is_ours = self.ledger.owner(identity.address) is not None
+            return is_ours or blueprint.could_select(identity)
+
+        kinds = dict.fromkeys(pool.resource for pool in blueprint.pools if pool.resource)
+        found = discover.collect(
+            self.kernel.host,
+            interest=interest,
+            handlers={handler.name: handler.config for handler in blueprint.handlers},
+            paths=(*(cdi.path(CDI, kind) for kind in kinds), *self.ledger.files),
+        )
+        return replace(found, platform=replace(found.platform, iommufd=self._iommufd))
+
+    def put(self, path: str, text: str) -> None:
+        """Write a file by somebody else's hand."""
+        file = self.kernel.host.path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+    def store(self, address: str, attribute: str, value: str) -> None:
+        """Write to a function's attribute by somebody else's hand."""
+        self.kernel.write(f"bus/pci/devices/{address}/{attribute}", value)
+
+    def drive(self, address: str, driver: str | None) -> None:
+        """Move a function to another driver by somebody else's hand."""
+        self.store(address, "driver/unbind", address)
+        if driver is not None:
+            self.kernel.write(f"bus/pci/drivers/{driver}/bind", address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A node in some state, and what is asked of it."""
+
+    name: str
+    description: str
+    build: Callable[[Path], tuple[Node, Plan]]
+
+
+SCENARIOS: dict[str, Scenario] = {}
+"""Every scenario by its name, which is the name of its golden file."""
+
+
+def scenario(build: Callable[[Path], tuple[Node, Plan]]) -> Callable[[Path], tuple[Node, Plan]]:
+    """Register a scenario under its function's name."""
+    name = build.__name__.replace("_", "-")
+    assert name not in SCENARIOS
+    SCENARIOS[name] = Scenario(name=name, description=build.__doc__ or "", build=build)
+    return build

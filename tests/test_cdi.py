@@ -1,0 +1,214 @@
+"""The CDI spec: the rules of both Kata runtimes, and what is left when devices go.
+
+Rules: Container Device Interface SPEC.md; Kata's device_cold_plug.go and its CDI library for
+the Go runtime, pod-resources-rs for runtime-rs.
+"""
+
+import json
+import re
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kata_gpu.model.iommu import Verdict
+from kata_gpu.model.unit import Unit
+from kata_gpu.plan import cdi
+from tests.values import PLATFORM, address, function
+
+KIND = "nvidia.com/pgpu"
+NODES: Final[dict[str, tuple[str, ...]]] = {
+    "0000:01:00.0": ("/dev/vfio/7",),
+    "0000:41:00.0": ("/dev/vfio/devices/vfio0",),
+}
+
+names = st.integers(0, 0xFFFFFFFF).map(
+    lambda n: f"{n >> 16:04x}:{n >> 8 & 0xFF:02x}:{n >> 3 & 0x1F:02x}.{n & 7}"
+)
+node_paths = st.integers(0, 4096).map(lambda n: f"/dev/vfio/{n}") | st.integers(0, 4096).map(
+    lambda n: f"/dev/vfio/devices/vfio{n}"
+)
+offers = st.dictionaries(
+    names, st.lists(node_paths, min_size=1, max_size=4).map(tuple), min_size=1, max_size=8
+)
+
+
+def spec(devices: dict[str, tuple[str, ...]]) -> Any:
+    text = cdi.render(KIND, devices)
+    assert text is not None
+    return json.loads(text)
+
+
+def names_in(text: str | None) -> set[str]:
+    return set() if text is None else {device["name"] for device in json.loads(text)["devices"]}
+
+
+def unit_of(*addresses: str, group: int = 7) -> Unit:
+    members = tuple(map(address, addresses))
+    verdict = Verdict(group=group, passengers=members, blockers=())
+    return Unit(primary=members[0], group=group, functions=members, pool="gpus", verdict=verdict)
+
+
+# The rules
+
+
+def test_the_version_is_one_that_both_runtimes_read() -> None:
+    assert spec(NODES)["cdiVersion"] == "0.5.0"
+
+
+def test_the_kind_is_the_kubernetes_resource() -> None:
+    assert spec(NODES)["kind"] == KIND
+
+
+def test_the_names_are_the_device_ids() -> None:
+    assert [device["name"] for device in spec(NODES)["devices"]] == sorted(NODES)
+
+
+@given(offers)
+@settings(max_examples=30, deadline=None)
+def test_edits_are_device_nodes_of_devices_and_nothing_else(
+    devices: dict[str, tuple[str, ...]],
+) -> None:
+    written = spec(devices)
+    assert set(written) == {"cdiVersion", "kind", "devices"}
+    for device in written["devices"]:
+        assert set(device) == {"name", "containerEdits"}
+        assert set(device["containerEdits"]) == {"deviceNodes"}
+
+
+@given(offers)
+@settings(max_examples=30, deadline=None)
+def test_a_node_has_the_same_path_in_the_container_as_on_the_host(
+    devices: dict[str, tuple[str, ...]],
+) -> None:
+    for device in spec(devices)["devices"]:
+        nodes = device["containerEdits"]["deviceNodes"]
+        assert [node["path"] for node in nodes] == list(devices[device["name"]])
+        assert all(set(node) == {"path", "hostPath"} for node in nodes)
+        assert all(node["path"] == node["hostPath"] for node in nodes)
+
+
+@given(offers)
+@settings(max_examples=30, deadline=None)
+def test_a_name_is_one_that_cdi_allows(devices: dict[str, tuple[str, ...]]) -> None:
+    allowed = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*[A-Za-z0-9]")
+    assert all(allowed.fullmatch(device["name"]) for device in spec(devices)["devices"])
+
+
+def test_a_spec_without_devices_is_no_file() -> None:
+    assert cdi.render(KIND, {}) is None
+
+
+@given(offers)
+@settings(max_examples=30, deadline=None)
+def test_the_order_of_the_units_does_not_change_the_file(
+    devices: dict[str, tuple[str, ...]],
+) -> None:
+    assert cdi.render(KIND, devices) == cdi.render(KIND, dict(reversed(devices.items())))
+
+
+# Which nodes
+
+
+def test_without_iommufd_a_unit_is_its_group() -> None:
+    functions = function("01:00.0", vfio_cdev="vfio0"), function("01:00.1", vfio_cdev="vfio1")
+    assert cdi.nodes(unit_of("01:00.0", "01:00.1"), functions, PLATFORM) == ("/dev/vfio/7",)
+
+
+def test_with_iommufd_a_unit_is_a_node_for_each_function() -> None:
+    functions = function("01:00.0", vfio_cdev="vfio3"), function("01:00.1", vfio_cdev="vfio1")
+    nodes = cdi.nodes(unit_of("01:00.0", "01:00.1"), functions, replace(PLATFORM, iommufd=True))
+    assert nodes == ("/dev/vfio/devices/vfio3", "/dev/vfio/devices/vfio1")
+
+
+def test_one_function_without_a_node_of_its_own_makes_it_the_group() -> None:
+    functions = function("01:00.0", vfio_cdev="vfio3"), function("01:00.1", vfio_cdev=None)
+    nodes = cdi.nodes(unit_of("01:00.0", "01:00.1"), functions, replace(PLATFORM, iommufd=True))
+    assert nodes == ("/dev/vfio/7",)
+
+
+@pytest.mark.parametrize("iommufd", [False, True])
+@pytest.mark.parametrize("cdev", [None, "vfio0"])
+def test_the_control_node_is_never_listed(iommufd: bool, cdev: str | None) -> None:
+    platform = replace(PLATFORM, iommufd=iommufd)
+    nodes = cdi.nodes(unit_of("01:00.0"), (function("01:00.0", vfio_cdev=cdev),), platform)
+    assert len(nodes) == 1
+    assert "/dev/vfio/vfio" not in nodes
+
+
+# Where
+
+
+def test_every_kind_has_a_file_of_its_own() -> None:
+    path = cdi.path("/var/run/cdi", KIND)
+    assert path == "/var/run/cdi/kata-gpu-nvidia.com-pgpu.json"
+    assert cdi.is_ours("/var/run/cdi", path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/var/run/cdi/nvidia.com-pgpu.yaml",
+        "/var/run/cdi/kata-gpu-nvidia.com-pgpu.json.bak",
+        "/etc/cdi/kata-gpu-nvidia.com-pgpu.json",
+    ],
+)
+def test_other_peoples_files_are_not_ours(path: str) -> None:
+    assert not cdi.is_ours("/var/run/cdi", path)
+
+
+# What is left
+
+
+@given(offers, st.data())
+@settings(max_examples=50, deadline=None)
+def test_what_leaves_is_gone_and_what_stays_is_as_it_was(
+    devices: dict[str, tuple[str, ...]], data: st.DataObject
+) -> None:
+    leaving = data.draw(st.sets(st.sampled_from(sorted(devices))))
+    staying = {name: nodes for name, nodes in devices.items() if name not in leaving}
+    text = cdi.render(KIND, devices)
+    assert text is not None
+    assert cdi.without(text, leaving) == cdi.render(KIND, staying)
+
+
+@given(offers)
+@settings(max_examples=30, deadline=None)
+def test_without_its_last_device_there_is_no_file(devices: dict[str, tuple[str, ...]]) -> None:
+    text = cdi.render(KIND, devices)
+    assert text is not None
+    assert cdi.without(text, devices) is None
+
+
+@given(offers, names)
+@settings(max_examples=30, deadline=None)
+def test_a_name_that_is_not_there_changes_nothing(
+    devices: dict[str, tuple[str, ...]], stranger: str
+) -> None:
+    text = cdi.render(KIND, {k: v for k, v in devices.items() if k != stranger} or NODES)
+    assert text is not None
+    assert names_in(cdi.without(text, {stranger})) == names_in(text) - {stranger}
+
+
+@given(
+    st.text(max_size=40)
+    | st.recursive(
+        st.none() | st.integers() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["devices", "name", "kind"]), inner, max_size=3)
+        ),
+        max_leaves=10,
+    ).map(json.dumps)
+)
+@settings(max_examples=100, deadline=None)
+def test_any_text_is_either_a_spec_or_none_of_ours(text: str) -> None:
+    left = cdi.without(text, {"0000:01:00.0"})
+    assert left is None or "0000:01:00.0" not in names_in(left)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"devices": 1}', '{"devices": ["a"]}'])
+def test_what_is_no_spec_keeps_nothing(text: str) -> None:
+    assert cdi.without(text, ()) is None

@@ -1,0 +1,378 @@
+"""Steps are taken in order and announced in the ledger; an end at any moment can be mended."""
+
+import errno
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kata_gpu.act import binding, executor
+from kata_gpu.agent import node
+from kata_gpu.errors import HostError
+from kata_gpu.host import Host
+from kata_gpu.model.ledger import Ledger, LedgerEntry, Stage
+from kata_gpu.model.pci import Binding, PciAddress
+from kata_gpu.model.plan import Plan, RemoveFile, Step, WriteFile
+from kata_gpu.model.report import Outcome, Report, Result
+from tests.kernel import nodes
+from tests.kernel.fake import FakeKernel
+from tests.passthrough import CDI, EVERY_GPU, SETTINGS, journal_of
+
+GPU: Final = PciAddress.parse(nodes.GPU)
+AUDIO: Final = PciAddress.parse(nodes.AUDIO)
+VFIO: Final = Binding(driver="vfio-pci", override="vfio-pci")
+HOME: Final = {
+    GPU: Binding(driver="nvidia", override=None),
+    AUDIO: Binding(driver="snd_hda_intel", override=None),
+}
+NODES: Final[dict[str, Callable[[Path], FakeKernel]]] = {
+    "single_gpu": nodes.single_gpu,
+    "gpu_with_audio": nodes.gpu_with_audio,
+}
+MOMENTS: Final = [
+    *(pytest.param("single_gpu", stores, id=f"single-{stores}") for stores in range(4)),
+    *(pytest.param("gpu_with_audio", stores, id=f"audio-{stores}") for stores in range(7)),
+]
+
+
+class Killed(BaseException):
+    """The end of the process, which no handler sees."""
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    return nodes.single_gpu(tmp_path)
+
+
+def bind(kernel: FakeKernel) -> Report:
+    journal = journal_of(kernel.host)
+    return node.converge(kernel.host, SETTINGS, EVERY_GPU, journal).report
+
+
+def release(kernel: FakeKernel) -> Report:
+    journal = journal_of(kernel.host)
+    plan = node.make_release(kernel.host, SETTINGS, journal.ledger, None)
+    return executor.execute(kernel.host, plan, journal)
+
+
+def entry(kernel: FakeKernel) -> LedgerEntry | None:
+    """Return what the ledger on disk says of the GPU."""
+    return journal_of(kernel.host).ledger.entry(nodes.GPU)
+
+
+def state(kernel: FakeKernel) -> dict[PciAddress, Binding]:
+    return {a: binding.read(kernel, a) for a in HOME if kernel.exists(f"bus/pci/devices/{a}")}
+
+
+def is_home(kernel: FakeKernel) -> bool:
+    return all(HOME[address] == now for address, now in state(kernel).items())
+
+
+def originals(kernel: FakeKernel) -> dict[PciAddress, Binding]:
+    found = entry(kernel)
+    assert found is not None
+    return {function.address: function.original for function in found.functions}
+
+
+def kill(kernel: FakeKernel, stores: int, act: Callable[[FakeKernel], Report]) -> None:
+    """Let the process end when *act* has made that many stores."""
+    last = len(kernel.writes) + stores
+
+    def end(_path: str, _value: str) -> None:
+        if len(kernel.writes) == last:
+            raise Killed
+
+    def end_before(_path: str, _value: str) -> None:
+        if len(kernel.writes) == last + 1:  # it is noted before it is stored
+            raise Killed
+
+    kernel.on_write, kernel.after_write = (None, end) if stores else (end_before, None)
+    with pytest.raises(Killed):
+        act(kernel)
+    kernel.on_write = kernel.after_write = None
+
+
+def take(kernel: FakeKernel, *steps: Step) -> Report:
+    return executor.execute(
+        kernel.host, Plan(blueprint="test", steps=steps), journal_of(kernel.host)
+    )
+
+
+# The ledger
+
+
+def test_the_ledger_says_what_will_be_done_before_the_first_write(kernel: FakeKernel) -> None:
+    seen: list[LedgerEntry | None] = []
+    kernel.on_write = lambda _path, _value: seen.append(entry(kernel))
+    bind(kernel)
+    assert seen[0] is not None
+    assert seen[0].stage is Stage.BINDING
+    assert [function.original for function in seen[0].functions] == [HOME[GPU]]
+
+
+def test_after_success_the_unit_is_bound_and_published(kernel: FakeKernel) -> None:
+    report = bind(kernel)
+    assert [outcome.result for outcome in report.outcomes] == [Result.DONE] * 3
+    assert state(kernel) == {GPU: VFIO}
+    found = entry(kernel)
+    assert found is not None
+    assert found.stage is Stage.BOUND
+    assert journal_of(kernel.host).ledger.files == (CDI,)
+    assert f'"{nodes.GPU}"' in kernel.host.path(CDI).read_text()
+
+
+def test_a_release_is_announced_too_and_leaves_nothing(kernel: FakeKernel) -> None:
+    bind(kernel)
+    seen: list[LedgerEntry | None] = []
+    kernel.on_write = lambda _path, _value: seen.append(entry(kernel))
+    release(kernel)
+    assert {found.stage for found in seen if found} == {Stage.RELEASING}
+    assert is_home(kernel)
+    assert journal_of(kernel.host).ledger == Ledger()
+    assert not kernel.host.path(CDI).exists()
+
+
+def test_the_offer_is_withdrawn_before_the_driver_is_taken(kernel: FakeKernel) -> None:
+    bind(kernel)
+    offered: list[bool] = []
+    kernel.on_write = lambda _path, _value: offered.append(kernel.host.path(CDI).exists())
+    release(kernel)
+    assert offered == [False] * 3
+
+
+@pytest.mark.parametrize("index", range(3), ids=["override", "unbind", "bind"])
+def test_after_a_failed_move_the_ledger_is_as_before(kernel: FakeKernel, index: int) -> None:
+    kernel.fail_write(index, errno.EIO)
+    (failure,) = bind(kernel).failures
+    assert "Input/output error" in str(failure.detail)
+    assert journal_of(kernel.host).ledger == Ledger()
+    assert is_home(kernel)
+    assert not kernel.host.path(CDI).exists()
+
+
+def test_after_a_failed_release_the_unit_is_still_ours(kernel: FakeKernel) -> None:
+    bind(kernel)
+    before = entry(kernel)
+    kernel.fail_write(lambda path, _value: path.endswith("nvidia/bind"), errno.EIO)
+    assert [failure.unit for failure in release(kernel).failures] == [nodes.GPU]
+    assert entry(kernel) == before
+    assert state(kernel) == {GPU: VFIO}
+
+
+def test_after_a_failed_rollback_the_ledger_says_binding_with_the_originals(
+    kernel: FakeKernel,
+) -> None:
+    kernel.deaf.update({"vfio-pci", "nvidia"})
+    (failure,) = bind(kernel).failures
+    assert "cannot return 0000:01:00.0 to nvidia" in str(failure.detail)
+    found = entry(kernel)
+    assert found is not None
+    assert found.stage is Stage.BINDING
+    assert originals(kernel) == {GPU: HOME[GPU]}
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_move(kernel: FakeKernel) -> None:
+    journal = journal_of(kernel.host)
+    kernel.host.path(SETTINGS.state_directory).parent.mkdir(parents=True)
+    kernel.host.path(SETTINGS.state_directory).touch()
+    turn = node.converge(kernel.host, SETTINGS, EVERY_GPU, journal)
+    assert "cannot write" in str(turn.report.failures[0].detail)
+    assert kernel.writes == []
+
+
+# Steps
+
+
+def test_steps_that_need_a_failed_one_are_skipped_and_nothing_is_written(
+    kernel: FakeKernel,
+) -> None:
+    def refuse(argv: Sequence[str], *, timeout_s: float) -> str:
+        raise HostError(f"cannot run {argv[0]} in {timeout_s} s: Module vfio-pci not found")
+
+    host = Host(root=kernel.host.root, sysfs=kernel, run=refuse)
+    report = node.converge(host, SETTINGS, EVERY_GPU, journal_of(host)).report
+    assert [outcome.result for outcome in report.outcomes[:3]] == [
+        Result.FAILED,
+        Result.SKIPPED,
+        Result.SKIPPED,
+    ]
+    assert "Module vfio-pci not found" in str(report.outcomes[0].detail)
+    assert report.outcomes[1].detail == "it needs step 1, which was not done"
+    assert kernel.writes == []
+    assert not kernel.host.path(SETTINGS.ledger).exists()
+
+
+def test_a_module_without_its_driver_has_failed(kernel: FakeKernel) -> None:
+    host = Host(root=kernel.host.root, sysfs=kernel, run=lambda _argv, timeout_s: "")
+    turn = node.converge(host, SETTINGS, EVERY_GPU, journal_of(host))
+    assert "it loaded, but driver vfio-pci is not there" in str(turn.report.failures[0].detail)
+    assert kernel.writes == []
+
+
+def test_one_unit_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    kernel = nodes.three_vendors(tmp_path)
+    kernel.fail_write(lambda path, _value: path.endswith("amdgpu/unbind"), errno.EIO)
+    report = bind(kernel)
+    assert [failure.unit for failure in report.failures] == [nodes.AMD_GPU]
+    spec = kernel.host.path(CDI).read_text()
+    assert nodes.GPU in spec
+    assert nodes.INTEL_GPU in spec
+    assert nodes.AMD_GPU not in spec
+
+
+def test_progress_is_told_of_each_step_at_its_start_and_its_end(kernel: FakeKernel) -> None:
+    told: list[tuple[int, Result | None]] = []
+
+    def tell(number: int, _step: Step, outcome: Outcome | None) -> None:
+        told.append((number, outcome.result if outcome else None))
+
+    journal = journal_of(kernel.host)
+    node.converge(kernel.host, SETTINGS, EVERY_GPU, journal, progress=tell)
+    assert told == [(n, end) for n in (1, 2, 3) for end in (None, Result.DONE)]
+
+
+def test_without_its_device_node_a_unit_is_not_offered(kernel: FakeKernel) -> None:
+    def hide(path: str, _value: str) -> None:
+        if path.endswith("vfio-pci/bind"):
+            group = kernel.link(f"bus/pci/devices/{GPU}/iommu_group")
+            kernel.host.path(f"/dev/vfio/{group}").unlink()
+
+    kernel.after_write = hide
+    (failure,) = bind(kernel).failures
+    assert "mount the host's /dev/vfio into the agent" in str(failure.detail)
+    assert not kernel.host.path(CDI).exists()
+    found = entry(kernel)
+    assert found is not None
+    assert found.stage is Stage.BINDING
+
+
+def test_a_file_is_ours_before_it_is_there(kernel: FakeKernel) -> None:
+    kernel.host.path("/etc/ours").mkdir(parents=True)
+    step = WriteFile(path="/etc/ours", staging="/etc", content="x", is_new=True, reason="test")
+    (failure,) = take(kernel, step).failures
+    assert "cannot write" in str(failure.detail)
+    assert journal_of(kernel.host).ledger.files == ("/etc/ours",)
+
+
+def test_a_file_that_is_removed_is_ours_no_more(kernel: FakeKernel) -> None:
+    step = WriteFile(path="/etc/ours", staging="/etc", content="x", is_new=True, reason="test")
+    take(kernel, step)
+    assert kernel.host.path("/etc/ours").read_text() == "x"
+    assert not take(kernel, RemoveFile(path="/etc/ours", reason="test")).failures
+    assert not kernel.host.path("/etc/ours").exists()
+    assert journal_of(kernel.host).ledger == Ledger()
+
+
+# Holders
+
+
+def test_a_unit_that_a_vm_has_is_not_touched_and_its_user_is_named(kernel: FakeKernel) -> None:
+    bind(kernel)
+    before, writes = entry(kernel), len(kernel.writes)
+    with kernel.vm_holds(nodes.GPU):
+        (failure,) = release(kernel).failures
+    assert "cannot move it: qemu-system-x86 (pid 41" in str(failure.detail)
+    assert "it is tried again when they are gone" in str(failure.detail)
+    assert len(kernel.writes) == writes
+    assert entry(kernel) == before
+
+
+def test_a_unit_is_released_when_its_vm_has_ended(kernel: FakeKernel) -> None:
+    bind(kernel)
+    with kernel.vm_holds(nodes.GPU):
+        release(kernel)
+    assert not release(kernel).failures
+    assert is_home(kernel)
+
+
+def use(kernel: FakeKernel, name: str) -> Path:
+    """Give the GPU one more device node."""
+    path = kernel.host.path(f"/dev/{name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to("/dev/full")
+    return path
+
+
+def test_a_gpu_that_a_display_server_has_is_not_touched(kernel: FakeKernel) -> None:
+    (kernel.root / f"bus/pci/devices/{GPU}/drm/card0").mkdir(parents=True)
+    with kernel.process("Xorg", use(kernel, "dri/card0")) as pid:
+        (failure,) = bind(kernel).failures
+    assert f"Xorg (pid {pid}) has" in str(failure.detail)
+    assert kernel.writes == []
+    assert journal_of(kernel.host).ledger == Ledger()
+
+
+def test_a_gpu_that_a_cuda_program_has_is_not_touched(kernel: FakeKernel) -> None:
+    with kernel.process("python3", use(kernel, "nvidia0")) as pid:
+        (failure,) = bind(kernel).failures
+    assert f"python3 (pid {pid}) has" in str(failure.detail)
+    assert kernel.writes == []
+
+
+def test_where_processes_cannot_be_listed_nothing_is_taken(kernel: FakeKernel) -> None:
+    (kernel.root / f"bus/pci/devices/{GPU}/drm/card0").mkdir(parents=True)
+    use(kernel, "dri/card0")
+    elsewhere = kernel.host.path("/proc").rename(kernel.host.root / "elsewhere")
+    (failure,) = bind(kernel).failures
+    assert "cannot list" in str(failure.detail)
+    assert elsewhere.exists()
+    assert kernel.writes == []
+
+
+# A sudden end
+
+
+@pytest.mark.parametrize("then", [bind, release])
+@pytest.mark.parametrize(("name", "stores"), MOMENTS)
+def test_a_bind_that_was_cut_off_is_finished_or_undone(
+    tmp_path: Path, name: str, stores: int, then: Callable[[FakeKernel], Report]
+) -> None:
+    kernel = NODES[name](tmp_path)
+    home = state(kernel)
+    kill(kernel, stores, bind)
+    assert originals(kernel) == home
+    assert not then(kernel).failures
+    assert state(kernel) == (home if then is release else dict.fromkeys(home, VFIO))
+    assert not release(kernel).failures
+    assert state(kernel) == home
+
+
+@pytest.mark.parametrize("then", [bind, release])
+@pytest.mark.parametrize(("name", "stores"), MOMENTS)
+def test_a_release_that_was_cut_off_is_finished_or_bound_again(
+    tmp_path: Path, name: str, stores: int, then: Callable[[FakeKernel], Report]
+) -> None:
+    kernel = NODES[name](tmp_path)
+    home = state(kernel)
+    bind(kernel)
+    kill(kernel, stores, release)
+    assert originals(kernel) == home
+    assert not then(kernel).failures
+    assert state(kernel) == (home if then is release else dict.fromkeys(home, VFIO))
+
+
+@pytest.mark.parametrize(
+    ("turn", "call"), [*(("bind", n) for n in range(6)), *(("release", n) for n in range(4))]
+)
+def test_an_end_between_two_steps_is_mended_too(tmp_path: Path, turn: str, call: int) -> None:
+    kernel = nodes.single_gpu(tmp_path)
+    if turn == "release":
+        bind(kernel)
+    journal = journal_of(kernel.host)
+    plan = node.make_release(kernel.host, SETTINGS, journal.ledger, None)
+    if turn == "bind":
+        _, plan = node.make_plan(kernel.host, SETTINGS, EVERY_GPU, journal.ledger)
+    calls = iter(range(call))
+
+    def tell(_number: int, _step: Step, _outcome: Outcome | None) -> None:
+        if next(calls, None) is None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        executor.execute(kernel.host, plan, journal, progress=tell)
+    assert not bind(kernel).failures
+    assert nodes.GPU in kernel.host.path(CDI).read_text()
+    assert not release(kernel).failures
+    assert is_home(kernel)
+    assert not kernel.host.path(CDI).exists()

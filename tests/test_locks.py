@@ -1,0 +1,102 @@
+"""One agent holds the lock, and it ends with its holder, however that ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kata_gpu.errors import HeldError, HostError
+from kata_gpu.host import locks
+
+_HOLDER = """
+import subprocess, sys
+from pathlib import Path
+from kata_gpu.host import locks
+with locks.exclusive(Path(sys.argv[1])):
+    child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
+    print(child.pid, flush=True)
+    input()
+"""
+
+
+def start_holder(path: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a process that holds the lock and has a child, and return it with the child's pid."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    return holder, int(holder.stdout.readline())
+
+
+def end(holder: subprocess.Popen[bytes], child: int) -> None:
+    holder.kill()
+    holder.communicate()
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+    holder, child = start_holder(tmp_path / "lock")
+    try:
+        with (
+            pytest.raises(
+                HeldError, match=rf"process {holder.pid} holds .*lock; .*kata-gpu status"
+            ),
+            locks.exclusive(tmp_path / "lock"),
+        ):
+            pytest.fail("two processes hold the lock")
+    finally:
+        end(holder, child)
+
+
+def test_a_holder_that_is_killed_frees_it_though_its_child_lives_on(tmp_path: Path) -> None:
+    holder, child = start_holder(tmp_path / "lock")
+    holder.kill()
+    holder.communicate()
+    try:
+        with locks.exclusive(tmp_path / "lock"):
+            os.kill(child, 0)
+            assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_it_can_be_taken_again_after_it_was_left(tmp_path: Path) -> None:
+    for _ in range(2):
+        with locks.exclusive(tmp_path / "state/lock"):
+            assert (tmp_path / "state/lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_within_one_process_it_is_exclusive_too(tmp_path: Path) -> None:
+    with (
+        locks.exclusive(tmp_path / "lock"),
+        pytest.raises(HeldError, match=str(os.getpid())),
+        locks.exclusive(tmp_path / "lock"),
+    ):
+        pytest.fail("the lock was given twice")
+
+
+def test_an_error_inside_frees_it(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), locks.exclusive(tmp_path / "lock"):
+        raise KeyError
+    with locks.exclusive(tmp_path / "lock"):
+        assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "lock").symlink_to("precious")
+    with pytest.raises(HostError, match="cannot open the lock"), locks.exclusive(tmp_path / "lock"):
+        pytest.fail("it opened a link")
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_lock_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(HostError, match=r"cannot open the lock .*file/lock"),
+        locks.exclusive(tmp_path / "file/lock"),
+    ):
+        pytest.fail("it made a file below a file")
