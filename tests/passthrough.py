@@ -8,11 +8,12 @@ from typing import Final
 from kata_gpu.act.journal import Journal
 from kata_gpu.host import Host
 from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.plan import cdi
 from kata_gpu.settings import blueprint
 from kata_gpu.settings.agent import Settings
 
 SETTINGS: Final = Settings()
-CDI: Final = f"{SETTINGS.cdi_directory}/kata-gpu-example.com-pgpu.json"
+CDI: Final = cdi.path(SETTINGS.cdi_directory, "example.com/pgpu")
 
 TEXT: Final = """\
 schema = 1

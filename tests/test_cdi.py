@@ -143,7 +143,8 @@ def test_the_control_node_is_never_listed(iommufd: bool, cdev: str | None) -> No
 
 def test_every_kind_has_a_file_of_its_own() -> None:
     path = cdi.path("/var/run/cdi", KIND)
-    assert path == "/var/run/cdi/kata-gpu-nvidia.com-pgpu.json"
+    assert path == "/var/run/cdi/kata-gpu-nvidia.com_pgpu.json"
+    assert cdi.path("/cdi", "a.b/c-d") != cdi.path("/cdi", "a.b-c/d")
     assert cdi.is_ours("/var/run/cdi", path)
 
 
@@ -151,8 +152,8 @@ def test_every_kind_has_a_file_of_its_own() -> None:
     "path",
     [
         "/var/run/cdi/nvidia.com-pgpu.yaml",
-        "/var/run/cdi/kata-gpu-nvidia.com-pgpu.json.bak",
-        "/etc/cdi/kata-gpu-nvidia.com-pgpu.json",
+        "/var/run/cdi/kata-gpu-nvidia.com_pgpu.json.bak",
+        "/etc/cdi/kata-gpu-nvidia.com_pgpu.json",
     ],
 )
 def test_other_peoples_files_are_not_ours(path: str) -> None:

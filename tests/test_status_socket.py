@@ -245,11 +245,16 @@ def test_many_clients_at_once_are_all_answered(path: Path) -> None:
 
 
 def test_the_end_does_not_wait_for_clients_that_are_still_there(path: Path) -> None:
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    started = time.monotonic()
-    with channel:
-        served(path, lambda: channel.connect(str(path)), deadline_s=30)
-        assert rest(channel) == b""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as idle:
+        idle.settimeout(5)
+
+        def ask() -> object:
+            idle.connect(str(path))
+            return client.get(path, "/v1/status")  # after it: the idle one has been accepted
+
+        started = time.monotonic()
+        assert served(path, ask, deadline_s=30) == STATE
+        assert rest(idle) == b""
     assert time.monotonic() - started < 5
 
 

@@ -62,7 +62,18 @@ def test_a_gpus_company_goes_with_it(class_code: int) -> None:
 
 
 def test_a_stranger_goes_when_a_pool_names_it() -> None:
-    assert verdict_on(GPU, NETWORK, named="01:00.1").is_viable
+    assert verdict_on(GPU, NETWORK, named="01:00.0 01:00.1").is_viable
+
+
+@pytest.mark.parametrize("class_code", [AUDIO_CLASS, 0x0C0330, 0x0C0500])
+def test_the_like_of_a_gpus_company_in_another_slot_stays(class_code: int) -> None:
+    elsewhere = function("01:01.0", class_code)
+    blocker = only_blocker(verdict_on(GPU, elsewhere))
+    assert blocker.address == elsewhere.address
+
+
+def test_a_gpu_does_not_go_along_with_what_is_none() -> None:
+    assert only_blocker(verdict_on(GPU, NETWORK, named="01:00.1")).address == GPU.address
 
 
 @pytest.mark.parametrize("class_code", [0x060000, 0x060400], ids=["host bridge", "PCI bridge"])
@@ -150,9 +161,9 @@ _PORT = Binding("pcieport", None)
 @pytest.mark.parametrize(
     ("mate", "reason"),
     [
-        (NETWORK, "class 0200 is no part of a GPU and would leave the host"),
-        (function("01:00.1", 0x068000, vendor=0x8086), "class 0680 is no part of a GPU"),
-        (function("01:00.1", 0x060100, vendor=0x8086), "class 0601 is no part of a GPU"),
+        (NETWORK, "class 0200 is no part of the GPU and would leave the host"),
+        (function("01:00.1", 0x068000, vendor=0x8086), "class 0680 is no part of the GPU"),
+        (function("01:00.1", 0x060100, vendor=0x8086), "class 0601 is no part of the GPU"),
         (function("01:00.1", 0x010802), "it is a storage controller"),
         (function("01:00.1", 0x010400), "it is a storage controller"),
         (replace(function("01:00.1", 0x030000), is_boot_display=True), "it is the boot display"),
@@ -187,7 +198,7 @@ def test_one_function_keeps_its_whole_group(mate: PciFunction, reason: str) -> N
     ids=["storage", "boot display", "header type", "virtual functions"],
 )
 def test_to_be_named_does_not_help(mate: PciFunction) -> None:
-    assert only_blocker(verdict_on(GPU, mate, named="01:00.1")).address == mate.address
+    assert only_blocker(verdict_on(GPU, mate, named="01:00.0 01:00.1")).address == mate.address
 
 
 @pytest.mark.parametrize("driver", ["shpchp", "some_bridge_driver"])

@@ -11,15 +11,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
 from kata_gpu.agent.node import Turn
 from kata_gpu.errors import KataGpuError
 from kata_gpu.host import Host, files, locks, systemd
-from kata_gpu.host.uevents import Uevents
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.report import NodeState, Report, Result
 from kata_gpu.observe import server
@@ -33,9 +33,17 @@ LoadBlueprint = Callable[[], Blueprint]
 STATUS: Final = "/v1/status"
 
 
-async def run(
-    host: Host, settings: Settings, load_blueprint: LoadBlueprint, uevents: Uevents
-) -> None:
+class Hints(Protocol):
+    """Where hints of a change come from."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when there is a hint."""
+
+    def drain(self) -> tuple[str, ...]:
+        """Take all waiting hints, as text for a log."""
+
+
+async def run(host: Host, settings: Settings, load_blueprint: LoadBlueprint, hints: Hints) -> None:
     """Hold the node to the blueprint until SIGTERM or SIGINT; SIGHUP reads it again.
 
     Raises:
@@ -49,9 +57,10 @@ async def run(
         async with server.serve(
             host.path(settings.socket), {STATUS: daemon.status}, mode=settings.socket_mode
         ):
-            await daemon.turn()
-            systemd.notify(f"READY=1\nSTATUS={daemon.summary()}")
-            await _turn_until_stopped(daemon, uevents, settings)
+            with _listening(hints) as reasons:
+                await daemon.turn()
+                systemd.notify(f"READY=1\nSTATUS={daemon.summary()}")
+                await _turn_until_stopped(daemon, reasons, settings)
             systemd.notify("STOPPING=1")
     log.info("stopped; every device stays bound as it is")
 
@@ -63,46 +72,52 @@ def _sweep(host: Host, settings: Settings) -> None:
             log.warning("removed %s, which a killed agent left", left)
 
 
-async def _turn_until_stopped(daemon: "_Daemon", uevents: Uevents, settings: Settings) -> None:
+@dataclass(frozen=True, slots=True)
+class _Reasons:
+    """Why to take a turn now, and how: events that signals and hints set."""
+
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    reload: asyncio.Event = field(default_factory=asyncio.Event)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+async def _turn_until_stopped(daemon: "_Daemon", reasons: _Reasons, settings: Settings) -> None:
     """Take a turn whenever there is a reason to, until a signal says stop."""
-    wake, stop = asyncio.Event(), asyncio.Event()
-    with _listening(daemon, uevents, wake, stop):
-        while not stop.is_set():
-            await _wait(wake, settings.rescan_interval_s)
-            await _wait(stop, settings.settle_s)  # let what belongs together arrive
-            wake.clear()
-            if not stop.is_set():
-                await daemon.turn()
+    while not reasons.stop.is_set():
+        await _wait(reasons.wake, settings.rescan_interval_s)
+        await _wait(reasons.stop, settings.settle_s)  # let what belongs together arrive
+        reasons.wake.clear()
+        if reasons.stop.is_set():
+            return
+        if reasons.reload.is_set():
+            reasons.reload.clear()
+            daemon.reload()
+        await daemon.turn()
 
 
 @contextmanager
-def _listening(
-    daemon: "_Daemon", uevents: Uevents, wake: asyncio.Event, stop: asyncio.Event
-) -> Iterator[None]:
-    """Wake at uevents and signals, and stop at those that end the daemon."""
+def _listening(hints: Hints) -> Iterator[_Reasons]:
+    """Turn hints and signals into reasons; a turn that runs meanwhile is not disturbed."""
+    reasons = _Reasons()
     loop = asyncio.get_running_loop()
 
     def hint() -> None:
-        for event in uevents.drain():
+        for event in hints.drain():
             log.debug("uevent: %s", event)
-        wake.set()
+        reasons.wake.set()
 
-    def reload() -> None:
-        daemon.reload()
-        wake.set()
+    def signalled(meaning: asyncio.Event) -> None:
+        meaning.set()
+        reasons.wake.set()
 
-    def end() -> None:
-        stop.set()
-        wake.set()
-
-    loop.add_reader(uevents.fileno(), hint)
+    loop.add_reader(hints.fileno(), hint)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
-    loop.add_signal_handler(signal.SIGHUP, reload)
+        loop.add_signal_handler(number, signalled, reasons.stop)
+    loop.add_signal_handler(signal.SIGHUP, signalled, reasons.reload)
     try:
-        yield
+        yield reasons
     finally:
-        loop.remove_reader(uevents.fileno())
+        loop.remove_reader(hints.fileno())
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -19,7 +19,9 @@ def _status(argv: Sequence[str] | None) -> int:
     options = parser.build().parse_args(argv)
     _log_to_stderr("DEBUG" if options.verbose else options.log_level)
     try:
-        return int(options.verb(options))
+        status = int(options.verb(options))
+        sys.stdout.flush()  # here a reader that has gone can still be told from an error
+        return status
     except KataGpuError as error:
         print(f"kata-gpu: {error}", file=sys.stderr)
         return ExitCode.FAILED

@@ -108,11 +108,20 @@ def _agreed(found: Plan, options: argparse.Namespace) -> bool:
         return bool(found.steps)
     if not sys.stdin.isatty():
         raise HostError("cannot ask for consent: standard input is no terminal; say --yes")
-    answer = input(f"take {len(found.steps)} steps? [y/N] ")
+    answer = _ask(f"take {len(found.steps)} steps? [y/N] ")
     if answer.strip().lower() in {"y", "yes"}:
         return True
     print("nothing was changed")
     return False
+
+
+def _ask(question: str) -> str:
+    """Return the answer; none when the terminal ends instead."""
+    try:
+        return input(question)
+    except EOFError:
+        print()
+        return ""
 
 
 def _show(number: int, step: Step, outcome: Outcome | None) -> None:

@@ -33,8 +33,11 @@ def inventory(options: argparse.Namespace) -> int:
 def _verdicts(found: Inventory) -> dict[object, Verdict]:
     """Return a verdict for each group, and for each accelerator that is in none."""
     functions = found.by_address()
+    with_endpoints = {f.iommu_group for f in found.functions if not f.is_bridge}
     verdicts: dict[object, Verdict] = {
-        group.number: judge(group, functions, found.platform) for group in found.groups
+        group.number: judge(group, functions, found.platform)
+        for group in found.groups
+        if group.number in with_endpoints
     }
     for function in found.functions:
         if function.iommu_group is None and is_accelerator(function.identity):
@@ -59,7 +62,7 @@ def _text(found: Inventory, verdicts: dict[object, Verdict], *, is_wide: bool) -
         ]
         rows.append(row + _more(function) if is_wide else row)
     text = output.table(_HEADER + _WIDE if is_wide else _HEADER, rows)
-    for verdict in (v for v in verdicts.values() if v.passengers):
+    for verdict in verdicts.values():
         where = "node" if verdict.group is None else f"group {verdict.group}"
         text += "".join(f"\n{where}: {blocker}" for blocker in verdict.blockers)
     text += "".join(f"\nproblem: {problem.subject}: {problem.reason}" for problem in found.problems)

@@ -28,6 +28,9 @@ from kata_gpu.model.pci import (
 DEVICES: Final = "bus/pci/devices"
 
 _IDENTITY: Final = ("vendor", "device", "class")
+_LINK: Final = frozenset(
+    {"current_link_speed", "current_link_width", "max_link_speed", "max_link_width"}
+)  # EINVAL where a link is down
 _DETAILS: Final = (
     "subsystem_vendor",
     "subsystem_device",
@@ -35,10 +38,7 @@ _DETAILS: Final = (
     "driver_override",
     "numa_node",
     "resource",
-    "current_link_speed",
-    "current_link_width",
-    "max_link_speed",
-    "max_link_width",
+    *sorted(_LINK),
     "reset_method",
     "power_state",
     "boot_vga",
@@ -112,7 +112,7 @@ def details(sysfs: Sysfs, where: Place, names: PciIds) -> PciFunction:
     identity = where.identity
     directory = f"{DEVICES}/{identity.address}"
     try:
-        found = sysfs.attributes(directory, _DETAILS)
+        found = sysfs.attributes(directory, _DETAILS, optional=_LINK)
         vendor_name, product_name = names.names(identity.vendor, identity.device)
         return PciFunction(
             identity=identity,

@@ -13,14 +13,13 @@ def find(host: Host, handler: str, config: str) -> KataBase:
     """Return where the drop-ins of a handler with that base file belong, or why nowhere."""
     directory, reason = None, None
     try:
-        real = files.resolve(host.path(config), root=host.root)
+        real = files.resolve(config, root=host.root)
         if real is None:
             reason = f"{config} does not exist"
-        elif not real.is_file():
+        elif not host.path(real).is_file():
             reason = f"{config} is not a file"
         else:
-            inside = real.parent.relative_to(host.root.resolve())
-            directory = f"/{inside.as_posix()}"
+            directory = real.rpartition("/")[0] or "/"
     except HostError as error:
         reason = str(error)
     return KataBase(handler=handler, config=config, directory=directory, reason=reason)

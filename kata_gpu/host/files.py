@@ -5,6 +5,7 @@ reader sees the old text or the new one, after a crash too; a failure leaves the
 and no temporary behind. Nothing is opened through a symbolic link.
 """
 
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from kata_gpu.errors import HostError
 
 _READ_MAX_BYTES: Final = 4 << 20
 _CHUNK_BYTES: Final = 65536  # /proc/sys refuses buffers of megabytes
+_LINKS_MAX: Final = 40  # as many as the kernel follows
 _TEMPORARY: Final = ".kata-gpu-"  # ends in a random word: no reader of *.json or *.toml takes it
 
 
@@ -93,21 +95,46 @@ def sweep(directory: Path) -> list[Path]:
     return left
 
 
-def resolve(path: Path, *, root: Path) -> Path | None:
-    """Return the real file behind *path*, links followed; None when there is none.
+def resolve(path: str, *, root: Path) -> str | None:
+    """Return the real path behind an absolute *path* of the host mounted at *root*.
+
+    Links are followed as that host follows them: an absolute target begins at *root*, and
+    ``..`` ends there. None when nothing is there.
 
     Raises:
-        HostError: links lead in a circle, or out of *root*.
+        HostError: links lead in a circle, or a folder may not be read.
     """
+    pending = [part for part in reversed(path.split("/")) if part not in {"", "."}]
+    real: list[str] = []
+    links = 0
+    while pending:
+        part = pending.pop()
+        if part == "..":
+            real = real[:-1]
+            continue
+        target = _link_target(root.joinpath(*real, part), path)
+        if target is None:
+            real.append(part)
+            continue
+        links += 1
+        if links > _LINKS_MAX:
+            raise HostError(f"cannot resolve {path}: too many levels of symbolic links")
+        if target.startswith("/"):
+            real = []
+        pending += [p for p in reversed(target.split("/")) if p not in {"", "."}]
+    found = "/" + "/".join(real)
+    return found if root.joinpath(*real).exists() else None
+
+
+def _link_target(at: Path, path: str) -> str | None:
     try:
-        real = path.resolve(strict=True)
+        return os.readlink(at)
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError) as error:
-        raise HostError(f"cannot resolve {path}: {error}") from error
-    if not real.is_relative_to(root.resolve()):
-        raise HostError(f"cannot use {path}: it leads to {real}, out of {root}")
-    return real
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # no link
+            return None
+        raise HostError(f"cannot resolve {path}: {error.strerror}: {at}") from error
 
 
 def _write_all(fd: int, data: bytes) -> None:

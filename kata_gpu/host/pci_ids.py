@@ -49,12 +49,19 @@ class PciIds:
 @contextmanager
 def opened(root: Path, places: tuple[str, ...] = PLACES) -> Iterator[PciIds]:
     """Open the first database found under *root*; without one, every name is None."""
+    data = _mapped(root, places)
+    try:
+        yield PciIds(data)
+    finally:
+        if isinstance(data, mmap.mmap):
+            data.close()
+
+
+def _mapped(root: Path, places: tuple[str, ...]) -> mmap.mmap | bytes:
     for place in places:
         try:
             with (root / place.removeprefix("/")).open("rb") as file:
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    yield PciIds(data)
-                return
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):  # absent, or empty
             continue
-    yield PciIds()
+    return b""

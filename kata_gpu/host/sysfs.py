@@ -43,13 +43,16 @@ class Sysfs:
         except OSError as error:
             raise HostError(f"cannot read {path}: {error.strerror}") from error
 
-    def attributes(self, directory: str, names: Iterable[str]) -> dict[str, str]:
-        """Return those of the named attributes that can be read, in one visit.
+    def attributes(
+        self, directory: str, names: Iterable[str], *, optional: frozenset[str] = frozenset()
+    ) -> dict[str, str]:
+        """Return those of the named attributes that there are, in one visit.
 
-        One that is missing or answers with an error is left out.
+        One of *optional* that answers with an error is left out as if it were missing.
 
         Raises:
-            HostError: the directory itself is gone.
+            HostError: the directory is gone, or an attribute that is not optional answers
+                with an error: what is unknown must not look like what is unset.
         """
         try:
             folder = os.open(self._at(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -60,8 +63,13 @@ class Sysfs:
             for name in names:
                 try:
                     found[name] = _text(_read(os.open(name, _READ, dir_fd=folder)))
-                except OSError:
+                except FileNotFoundError:
                     continue
+                except OSError as error:
+                    if name not in optional:
+                        raise HostError(
+                            f"cannot read {directory}/{name}: {error.strerror}"
+                        ) from error
         finally:
             os.close(folder)
         return found

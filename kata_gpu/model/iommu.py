@@ -10,11 +10,13 @@ handed out whole. Rules and sources:
 - a firmware region of type "direct" keeps the kernel from attaching the group to a guest
   (iommu_group/reserved_regions; "1:1 IOMMU mapping, rejecting");
 - a physical function with virtual functions stays where it is (EBUSY, or lost VFs);
-- no storage controller, no boot display, and no function that is unlike a GPU's company,
-  unless a pool names it: it is the node's own.
+- no storage controller and no boot display, ever;
+- of the rest only what makes up an accelerator: GPUs, NVSwitches, and the audio, USB and
+  management functions in a GPU's own slot. Anything else is the node's, unless a pool names
+  it; and where a pool names no accelerator of the group, it must name every function.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -95,6 +97,8 @@ def judge(
     """
     blockers = [*_node_blockers(platform), *_group_blockers(group)]
     passengers: list[PciAddress] = []
+    known = [functions[address] for address in group.members if address in functions]
+    welcome = named | _company(known, named)
     for address in group.members:
         function = functions.get(address)
         if function is None:
@@ -109,7 +113,7 @@ def judge(
             blockers.extend(_bridge_blockers(function))
         else:
             passengers.append(address)
-            blockers.extend(_passenger_blockers(function, is_named=address in named))
+            blockers.extend(_passenger_blockers(function, is_welcome=address in welcome))
     if not passengers and not blockers:
         blockers.append(
             Blocker(address=None, reason="it holds only bridges", remedy="select an endpoint")
@@ -183,11 +187,12 @@ def _bridge_blockers(bridge: PciFunction) -> list[Blocker]:
     ]
 
 
-def _passenger_blockers(function: PciFunction, *, is_named: bool) -> list[Blocker]:
+def _passenger_blockers(function: PciFunction, *, is_welcome: bool) -> list[Blocker]:
     found = _forbidden(function) or _unmovable(function)
-    if found is None and not is_named and not _is_company(function):
+    if found is None and not is_welcome:
         found = (
-            f"class {function.identity.subclass:04x} is no part of a GPU and would leave the host",
+            f"class {function.identity.subclass:04x} is no part of the GPU and would leave the "
+            f"host",
             "name it in a pool, or move it to another slot",
         )
     if found is None:
@@ -217,13 +222,23 @@ def _unmovable(function: PciFunction) -> tuple[str, str] | None:
             return None
 
 
-def _is_company(function: PciFunction) -> bool:
-    """Whether a GPU's card carries such a function: GPU, NVSwitch, audio, USB, UCSI."""
+def _company(members: Iterable[PciFunction], named: frozenset[PciAddress]) -> frozenset[PciAddress]:
+    """Return what goes along unnamed: accelerators, and what their cards carry besides."""
+    accelerators = {f.address for f in members if f.is_gpu or f.identity.is_nvswitch}
+    if named and not named & accelerators:
+        return frozenset()
+    slots = {address.slot for address in accelerators}
+    return frozenset(
+        f.address
+        for f in members
+        if f.address in accelerators or (f.address.slot in slots and _is_on_gpu_cards(f))
+    )
+
+
+def _is_on_gpu_cards(function: PciFunction) -> bool:
+    """Whether it is of a kind that GPU cards carry: audio, USB, UCSI."""
     return (
-        function.is_gpu
-        or function.identity.is_nvswitch
-        or function.identity.subclass == CLASS_AUDIO
-        or function.class_code >> 16 == CLASS_SERIAL_BUS
+        function.identity.subclass == CLASS_AUDIO or function.class_code >> 16 == CLASS_SERIAL_BUS
     )
 
 

@@ -135,7 +135,7 @@ def headline(step: Step) -> str:
         case MoveGroup():
             where = "" if step.group is None else f" (IOMMU group {step.group})"
             if not step.moves:
-                return f"verify unit {step.entry.unit}{where}"
+                return f"{'forget' if step.is_release else 'verify'} unit {step.entry.unit}{where}"
             verb = "release" if step.is_release else "bind"
             return f"{verb} unit {step.entry.unit}{where}"
         case WriteFile(path=path, is_new=is_new):

@@ -28,8 +28,11 @@ _PREFIX: Final = "kata-gpu-"
 
 
 def path(directory: str, kind: str) -> str:
-    """Return where the spec of *kind* (``vendor.tld/class``) lies."""
-    return f"{directory}/{_PREFIX}{kind.replace('/', '-')}.json"
+    """Return where the spec of *kind* (``vendor.tld/class``) lies.
+
+    A vendor holds no underscore, so no two kinds share a file.
+    """
+    return f"{directory}/{_PREFIX}{kind.replace('/', '_')}.json"
 
 
 def is_ours(directory: str, file: str) -> bool:

@@ -27,7 +27,7 @@ from kata_gpu.model.plan import (
     Severity,
 )
 from kata_gpu.model.unit import Unit
-from kata_gpu.plan import cdi, published, units
+from kata_gpu.plan import cdi, checks, published, units
 from kata_gpu.plan.published import Steps
 
 VFIO: Final = Binding(driver="vfio-pci", override="vfio-pci")
@@ -46,12 +46,16 @@ def plan(
 
     *failed* names units that are not to be tried now, with the reason.
     """
-    formed, findings = units.form(blueprint, inventory, ledger)
+    formed = units.form(blueprint, inventory, ledger)
     draft = _Draft(blueprint, inventory, ledger, cdi_directory)
-    draft.findings.extend(findings)
-    for unit in formed:
-        draft.consider(unit, (failed or {}).get(unit.id))
-    draft.consider_orphans({unit.id for unit in formed}, failed or {})
+    draft.findings.extend(formed.findings)
+    for unit in formed.units:
+        draft.consider(
+            unit,
+            failure=(failed or {}).get(unit.id),
+            may_move=unit.pool not in formed.refused_pools,
+        )
+    draft.consider_orphans({unit.id for unit in formed.units}, failed or {})
     return draft.finish()
 
 
@@ -91,14 +95,19 @@ class _Draft:
 
     # What becomes of each unit
 
-    def consider(self, unit: Unit, failure: str | None) -> None:
-        """Add what *unit* needs, or why it gets nothing."""
+    def consider(self, unit: Unit, *, failure: str | None, may_move: bool) -> None:
+        """Add what *unit* needs, or why it gets nothing; what is in order stays either way."""
         pool = next(pool for pool in self._blueprint.pools if pool.name == unit.pool)
         entry = self._ledger.entry(unit.id)
         match pool.mode:
             case Mode.IGNORE:
                 if entry is not None:
-                    self._note(Severity.INFO, unit.id, "it is ours, and ignored", "release it")
+                    self._note(
+                        Severity.INFO,
+                        unit.id,
+                        f"it is ours, but pool {pool.name} ignores it, so it is left alone",
+                        f"kata-gpu release {unit.id} gives it back",
+                    )
             case Mode.HOST if failure is not None and entry is not None:
                 self._note_failed(unit.id, failure)
             case Mode.HOST:
@@ -106,7 +115,8 @@ class _Draft:
             case Mode.PASSTHROUGH if failure is not None:
                 self._note_failed(unit.id, failure)
             case Mode.PASSTHROUGH:
-                if self._may_pass(unit, pool, entry):
+                self._passengers += len(unit.functions)
+                if (may_move or self._is_settled(unit)) and self._may_pass(unit, pool, entry):
                     self._pass_through(unit, pool, entry)
 
     def consider_orphans(self, known: set[str], failed: Mapping[str, str]) -> None:
@@ -141,6 +151,8 @@ class _Draft:
             if now is None:
                 continue
             if self._ids(now.address) != (function.address, function.vendor, function.device):
+                if now.binding.override is None and not self._is_on_vfio(now.address):
+                    continue  # the host has the new card already: there is nothing to give back
                 self._note(
                     Severity.REFUSED,
                     entry.unit,
@@ -164,8 +176,14 @@ class _Draft:
     def _consider_host(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> None:
         if entry is not None:
             self.release(entry, f"pool {pool.name} wants it on its host driver")
-        elif any(self._functions[a].binding.driver == VFIO.driver for a in unit.functions):
-            self._note_foreign(unit)
+        elif any(map(self._is_on_vfio, unit.functions)):
+            self._note(
+                Severity.REFUSED,
+                unit.id,
+                f"pool {pool.name} wants it on its host driver, but it is on VFIO and this agent "
+                f"did not put it there, so that driver is unknown",
+                "give it back with the tool that took it",
+            )
 
     def _may_pass(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> bool:
         for blocker in unit.verdict.blockers:
@@ -179,11 +197,7 @@ class _Draft:
         if unit.verdict.blockers:
             return False
         if entry is None:
-            foreign = any(self._is_foreign(a) for a in unit.functions)
-            if foreign and not self._is_adopted(unit, pool):
-                self._note_foreign(unit)
-                return False
-            return True
+            return self._may_take(unit, pool)
         known = {(f.address, f.vendor, f.device) for f in entry.functions}
         if known != {self._ids(address) for address in unit.functions}:
             self._note(
@@ -195,6 +209,30 @@ class _Draft:
             return False
         return True
 
+    def _may_take(self, unit: Unit, pool: Pool) -> bool:
+        """Tell whether a unit that is not ours may become so; note why not."""
+        owners = [self._ledger.owner(address) for address in unit.functions]
+        owner = next((entry for entry in owners if entry is not None), None)
+        if owner is not None:
+            self._note(
+                Severity.REFUSED,
+                unit.id,
+                f"a function of it is ours as part of unit {owner.unit}",
+                f"kata-gpu release {owner.unit}, then apply again",
+            )
+            return False
+        is_adopted = any(selector.address == unit.primary for selector in pool.selectors)
+        if any(map(self._is_on_vfio, unit.functions)) and not is_adopted:
+            self._note(
+                Severity.REFUSED,
+                unit.id,
+                "it is on VFIO already and this agent did not put it there, so its original "
+                "driver is unknown",
+                f'select it by address = "{unit.id}" to adopt it as it is',
+            )
+            return False
+        return True
+
     def _pass_through(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> None:
         functions = [self._functions[address] for address in unit.functions]
         moves = tuple(
@@ -202,8 +240,7 @@ class _Draft:
             for function in functions
             if function.binding != VFIO
         )
-        is_settled = entry is not None and entry.stage is Stage.BOUND and not moves
-        if not is_settled:
+        if not self._is_settled(unit):
             self._moves.append(
                 MoveGroup(
                     entry=_binding_entry(unit, functions, entry),
@@ -212,7 +249,6 @@ class _Draft:
                     reason=f"pool {pool.name} passes it through",
                 )
             )
-        self._passengers += len(functions)
         if pool.resource is None:
             return
         is_unnumbered = any(move.before.driver != VFIO.driver for move in moves)
@@ -224,6 +260,7 @@ class _Draft:
                 "the CDI spec follows in the next pass",
             )
             return
+        self.findings.extend(checks.unit(unit.id, functions, self._blueprint.handlers))
         nodes = cdi.nodes(unit, functions, self._inventory.platform)
         self._offers.setdefault(pool.resource, {})[unit.id] = nodes
 
@@ -294,19 +331,16 @@ class _Draft:
         identity = self._functions[address].identity
         return address, identity.vendor, identity.device
 
-    def _is_foreign(self, address: PciAddress) -> bool:
-        return self._functions[address].binding.driver == VFIO.driver
+    def _is_on_vfio(self, address: PciAddress) -> bool:
+        driver = self._functions[address].binding.driver
+        return driver == VFIO.driver or driver in self._inventory.platform.vfio_drivers
 
-    def _is_adopted(self, unit: Unit, pool: Pool) -> bool:
-        return any(selector.address == unit.primary for selector in pool.selectors)
-
-    def _note_foreign(self, unit: Unit) -> None:
-        self._note(
-            Severity.REFUSED,
-            unit.id,
-            "it is on vfio-pci already and this agent did not put it there, so its original "
-            "driver is unknown",
-            f'select it by address = "{unit.id}" to adopt it as it is',
+    def _is_settled(self, unit: Unit) -> bool:
+        entry = self._ledger.entry(unit.id)
+        return (
+            entry is not None
+            and entry.stage is Stage.BOUND
+            and all(self._functions[address].binding == VFIO for address in unit.functions)
         )
 
     def _note_failed(self, unit: str, failure: str) -> None:

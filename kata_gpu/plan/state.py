@@ -22,7 +22,7 @@ def assess(
     failed: Mapping[str, str],
 ) -> tuple[UnitStatus, ...]:
     """Return the status of every unit, by address. *plan* is what is still to do."""
-    formed, _ = units.form(blueprint, inventory, ledger)
+    formed = units.form(blueprint, inventory, ledger)
     pools = {pool.name: pool for pool in blueprint.pools}
     refused = {
         finding.subject: finding.reason
@@ -31,13 +31,15 @@ def assess(
     }
     moving = {step.entry.unit for step in plan.steps if isinstance(step, MoveGroup)}
     statuses = []
-    for unit in formed:
+    for unit in formed.units:
         pool = pools[unit.pool]
         nodes = _published(inventory, pool, unit, cdi_directory)
         if unit.id in failed:
             state, reason = UnitState.FAILED, failed[unit.id]
         elif unit.id in refused:
             state, reason = UnitState.REFUSED, refused[unit.id]
+        elif pool.name in formed.refused_pools and not nodes:
+            state, reason = UnitState.REFUSED, refused[f"pool {pool.name}"]
         elif unit.id in moving:
             state, reason = UnitState.PENDING, "it is about to be moved"
         else:

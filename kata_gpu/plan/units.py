@@ -1,6 +1,7 @@
 """Form units: which groups the blueprint's pools get, and whether each may be given away."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
@@ -16,12 +17,23 @@ _EXCLUDE: Final = (
 )
 
 
-def form(
-    blueprint: Blueprint, inventory: Inventory, ledger: Ledger
-) -> tuple[tuple[Unit, ...], tuple[Finding, ...]]:
-    """Return the units by address, and what the pools ask for that no unit can be."""
-    findings = list(_forbidden(blueprint, inventory))
-    refused = {finding.subject.removeprefix("pool ") for finding in findings}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Formed:
+    """What the pools come to on this node."""
+
+    units: tuple[Unit, ...]
+    """By address, those of refused pools included."""
+
+    refused_pools: frozenset[str]
+    """Pools that select what must stay: no unit of theirs may be moved."""
+
+    findings: tuple[Finding, ...]
+
+
+def form(blueprint: Blueprint, inventory: Inventory, ledger: Ledger) -> Formed:
+    """Return the units, and what the pools ask for that no unit can be."""
+    forbidden = dict(_forbidden(blueprint, inventory))
+    findings = list(forbidden.values())
     taken: dict[str, int] = {}
     units: list[Unit] = []
     for chosen in _clusters(blueprint, inventory, ledger):
@@ -30,14 +42,16 @@ def form(
             continue
         rival = _rival(blueprint, chosen, pool, taken)
         taken[pool.name] = taken.get(pool.name, 0) + 1
-        if pool.name in refused:
-            continue
         if rival is not None:
             findings.append(rival)
             continue
         units.append(_unit(blueprint, inventory, chosen, pool))
     findings.extend(_too_few(blueprint, taken))
-    return tuple(sorted(units, key=lambda unit: unit.primary)), tuple(findings)
+    return Formed(
+        units=tuple(sorted(units, key=lambda unit: unit.primary)),
+        refused_pools=frozenset(forbidden),
+        findings=tuple(findings),
+    )
 
 
 def _clusters(
@@ -68,7 +82,7 @@ def _pool_with_room(
     return None
 
 
-def _forbidden(blueprint: Blueprint, inventory: Inventory) -> Iterable[Finding]:
+def _forbidden(blueprint: Blueprint, inventory: Inventory) -> Iterable[tuple[str, Finding]]:
     """Refuse a whole pool that selects what must stay: its selectors say something else."""
     seen = set()
     for function in inventory.functions:
@@ -76,21 +90,24 @@ def _forbidden(blueprint: Blueprint, inventory: Inventory) -> Iterable[Finding]:
         reason = forbidden_reason(function)
         if pool and reason and pool.mode is Mode.PASSTHROUGH and pool.name not in seen:
             seen.add(pool.name)
-            yield Finding(
-                severity=Severity.REFUSED,
-                subject=f"pool {pool.name}",
-                reason=f"it selects {function.address} ({function.label}), and {reason}",
-                remedy=_EXCLUDE,
+            yield (
+                pool.name,
+                Finding(
+                    severity=Severity.REFUSED,
+                    subject=f"pool {pool.name}",
+                    reason=f"it selects {function.address} ({function.label}), and {reason}",
+                    remedy=_EXCLUDE,
+                ),
             )
 
 
 def _rival(
     blueprint: Blueprint, chosen: list[PciFunction], pool: Pool, taken: Mapping[str, int]
 ) -> Finding | None:
-    """Refuse a group whose GPUs two pools want for different ends."""
+    """Refuse a group whose functions two pools want for different ends."""
     for other in chosen[1:]:
         wanted = _pool_with_room(blueprint, other, taken)
-        if other.is_gpu and wanted is not None and wanted.mode is not pool.mode:
+        if wanted is not None and wanted.mode is not pool.mode:
             return Finding(
                 severity=Severity.REFUSED,
                 subject=str(chosen[0].address),

@@ -72,10 +72,12 @@ class _Recorder(Sysfs):
         self.asked.append(f"read {self.root / path}")
         return super().head(path, count)
 
-    def attributes(self, directory: str, names: Iterable[str]) -> dict[str, str]:
+    def attributes(
+        self, directory: str, names: Iterable[str], *, optional: frozenset[str] = frozenset()
+    ) -> dict[str, str]:
         names = tuple(names)
         self.asked += [f"read {self.root / directory / name}" for name in names]
-        return super().attributes(directory, names)
+        return super().attributes(directory, names, optional=optional)
 
     def target(self, path: str) -> str | None:
         self.asked.append(f"link {self.root / path}")

@@ -196,9 +196,13 @@ class _Following:
         return "\n".join(("pytest's output, its end:", *lines[-_SHOWN_LINES:]))
 
 
+# its pytest plugin takes 4 s to import under emulation; tests that use hypothesis run without it
+_NOT_LOADED: Final = ("-p", "no:hypothesispytest", "-p", "no:cacheprovider")
+
+
 def _command(session: Session, cases: tuple[Case, ...], out: Path) -> str:
     argv = (
-        *(sys.executable, "-m", "pytest", "-p", "tests.lab.plugin", "-p", "no:cacheprovider"),
+        *(sys.executable, "-m", "pytest", "-p", "tests.lab.plugin", *_NOT_LOADED),
         *("-q", "-m", "", "-k", "", "--maxfail=0", *session.pytest_options, "--"),
         *(case.node_id for case in cases),
     )

@@ -1,0 +1,41 @@
+"""What a Kata runtime cannot take, though the kernel gives it.
+
+Source: Kata 4.1.0: vfio_device/core.rs gives all functions of a legacy group one root port;
+qemu.go ends at 16 root ports.
+"""
+
+from collections.abc import Iterable
+
+from kata_gpu.model.blueprint import KataHandler, Runtime
+from kata_gpu.model.pci import CLASS_AUDIO, PciFunction
+from kata_gpu.model.plan import Finding, Severity
+from kata_gpu.plan.kata import ROOT_PORTS_MAX
+
+
+def unit(
+    subject: str, functions: Iterable[PciFunction], handlers: Iterable[KataHandler]
+) -> Iterable[Finding]:
+    """Warn of each handler whose VMs cannot have a unit of these functions."""
+    guests = list(functions)
+    heard = [f for f in guests if f.identity.subclass != CLASS_AUDIO]
+    has_cdevs = all(function.vfio_cdev for function in guests)
+    for handler in handlers:
+        limit = ROOT_PORTS_MAX[handler.runtime]
+        if handler.runtime is Runtime.RUST and len(heard) > 1 and not has_cdevs:
+            reason = (
+                f"it has {len(heard)} functions beside audio in one IOMMU group, and handler "
+                f"{handler.name} (rust) takes one"
+            )
+        elif len(guests) > limit:
+            reason = (
+                f"it has {len(guests)} functions, and a VM of handler {handler.name} "
+                f"({handler.runtime}) has at most {limit} root ports"
+            )
+        else:
+            continue
+        yield Finding(
+            severity=Severity.WARNING,
+            subject=subject,
+            reason=reason,
+            remedy="pods that ask for it need another handler",
+        )

@@ -1,0 +1,405 @@
+"""The daemon holds the node to the blueprint, and its end changes nothing."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from kata_gpu.act import binding
+from kata_gpu.agent import daemon
+from kata_gpu.errors import HeldError, HostError, InvalidBlueprint, LedgerError
+from kata_gpu.model.ledger import Stage
+from kata_gpu.model.pci import Binding, PciAddress
+from kata_gpu.observe import client
+from kata_gpu.settings.agent import Settings
+from tests.kernel import nodes
+from tests.kernel.fake import FakeKernel
+from tests.passthrough import CDI, SETTINGS, TEXT, journal_of
+
+GPU: Final = PciAddress.parse(nodes.GPU)
+VFIO: Final = Binding(driver="vfio-pci", override="vfio-pci")
+NVIDIA: Final = Binding(driver="nvidia", override=None)
+OVERRIDE: Final = f"bus/pci/devices/{GPU}/driver_override"
+QUICK: Final = replace(SETTINGS, settle_s=0.0, rescan_interval_s=30.0)
+PATIENCE_S: Final = 10.0
+
+
+class Events:
+    """Hints that a test gives."""
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe()
+
+    def fileno(self) -> int:
+        return self._reading
+
+    def drain(self) -> tuple[str, ...]:
+        return (os.read(self._reading, 100).decode(),)
+
+    def tell(self) -> None:
+        os.write(self._writing, b"change")
+
+    def close(self) -> None:
+        os.close(self._reading)
+        os.close(self._writing)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A running daemon, as the world around it sees it."""
+
+    kernel: FakeKernel
+    events: Events
+    task: asyncio.Task[None]
+
+    async def status(self) -> dict[str, Any]:
+        socket_path = self.kernel.host.path(QUICK.socket)
+        answer: dict[str, Any] = await asyncio.to_thread(client.get, socket_path, daemon.STATUS)
+        return answer
+
+    async def until(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Wait for a status that *holds*, and return it."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not self.task.done():
+                try:
+                    status = await self.status()
+                except HostError:
+                    status = {"ready": False}
+                if status["ready"] and holds(status):
+                    return status
+                await asyncio.sleep(0.01)
+        self.task.result()
+        raise AssertionError("the daemon ended by itself")
+
+    async def turn(self, number: int) -> dict[str, Any]:
+        """Wait for the end of a turn."""
+        return await self.until(lambda status: status["pass_number"] >= number)
+
+
+Script = Callable[[Agent], Awaitable[None]]
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    kernel = nodes.single_gpu(tmp_path)
+    path = kernel.host.path(SETTINGS.blueprint)
+    path.parent.mkdir(parents=True)
+    path.write_text(TEXT)
+    return kernel
+
+
+@pytest.fixture
+def events() -> Iterator[Events]:
+    events = Events()
+    yield events
+    events.close()
+
+
+def run(
+    kernel: FakeKernel, events: Events, script: Script | None, settings: Settings = QUICK
+) -> None:
+    """Let the daemon run, follow the script, and end it with SIGTERM; without a script, wait."""
+    load = daemon.blueprint_from(kernel.host.path(SETTINGS.blueprint))
+
+    async def main() -> None:
+        task = asyncio.create_task(daemon.run(kernel.host, settings, load, events))
+        agent = Agent(kernel, events, task)
+        if script is not None:
+            await agent.turn(1)
+            await script(agent)
+            assert not task.done()
+            os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(task, PATIENCE_S)
+
+    asyncio.run(main())
+
+
+def state_of(status: dict[str, Any], unit: str = nodes.GPU) -> str:
+    return next((str(u["state"]) for u in status["units"] if u["id"] == unit), "gone")
+
+
+def write_blueprint(kernel: FakeKernel, text: str) -> None:
+    kernel.host.path(SETTINGS.blueprint).write_text(text)
+
+
+def test_the_first_turn_binds_and_publishes(kernel: FakeKernel, events: Events) -> None:
+    async def script(agent: Agent) -> None:
+        status = await agent.status()
+        assert state_of(status) == "available"
+        assert status["units"][0]["nodes"] == ["/dev/vfio/1"]
+        assert status["blueprint"] == "2026.1"
+        assert [o["result"] for o in status["last_report"]["outcomes"]] == ["done"] * 3
+
+    run(kernel, events, script)
+    assert nodes.GPU in kernel.host.path(CDI).read_text()
+
+
+def test_its_end_leaves_devices_bound_and_files_written(kernel: FakeKernel, events: Events) -> None:
+    async def script(_agent: Agent) -> None:
+        return
+
+    run(kernel, events, script)
+    assert binding.read(kernel, GPU) == VFIO
+    assert kernel.host.path(CDI).exists()
+    assert [entry.stage for entry in journal_of(kernel.host).ledger.entries] == [Stage.BOUND]
+    assert not kernel.host.path(QUICK.socket).exists()
+
+
+def test_a_second_start_finds_all_in_order_and_writes_nothing(
+    kernel: FakeKernel, events: Events
+) -> None:
+    async def script(agent: Agent) -> None:
+        assert state_of(await agent.status()) == "available"
+
+    run(kernel, events, script)
+    kernel.writes.clear()
+    run(kernel, events, script)
+    assert kernel.writes == []
+
+
+def test_an_override_that_somebody_cleared_is_put_back_at_the_event(
+    kernel: FakeKernel, events: Events
+) -> None:
+    async def script(agent: Agent) -> None:
+        kernel.write(OVERRIDE, "\n")
+        agent.events.tell()
+        await agent.turn(2)
+        assert binding.read(kernel, GPU) == VFIO
+
+    run(kernel, events, script)
+
+
+def test_a_device_that_the_host_driver_took_is_taken_back(
+    kernel: FakeKernel, events: Events
+) -> None:
+    async def script(agent: Agent) -> None:
+        kernel.write(OVERRIDE, "\n")
+        kernel.write("bus/pci/drivers/vfio-pci/unbind", nodes.GPU)
+        kernel.write("bus/pci/drivers/nvidia/bind", nodes.GPU)
+        agent.events.tell()
+        await agent.turn(2)
+        assert binding.read(kernel, GPU) == VFIO
+        assert state_of(await agent.status()) == "available"
+
+    run(kernel, events, script)
+
+
+def test_what_no_event_told_is_found_by_the_rescan(kernel: FakeKernel, events: Events) -> None:
+    async def script(agent: Agent) -> None:
+        kernel.write(OVERRIDE, "\n")
+        number = (await agent.status())["pass_number"]
+        await agent.turn(number + 2)
+        assert binding.read(kernel, GPU) == VFIO
+
+    run(kernel, events, script, replace(QUICK, rescan_interval_s=0.1))
+
+
+def test_a_card_that_is_pulled_and_put_back_is_withdrawn_and_offered_again(
+    kernel: FakeKernel, events: Events
+) -> None:
+    async def script(agent: Agent) -> None:
+        kernel.unplug(nodes.GPU)
+        agent.events.tell()
+        await agent.until(lambda status: state_of(status) == "gone")
+        assert not kernel.host.path(CDI).exists()
+        kernel.plug(nodes.GPU)
+        agent.events.tell()
+        await agent.until(lambda status: state_of(status) == "available")
+
+    run(kernel, events, script)
+    assert nodes.GPU in kernel.host.path(CDI).read_text()
+
+
+def refuse_unbinding(path: str, _value: str) -> None:
+    if path.endswith("nvidia/unbind"):
+        raise HostError("cannot unbind: the test says so")
+
+
+def test_a_unit_that_failed_is_told_and_not_tried_at_once(
+    kernel: FakeKernel, events: Events
+) -> None:
+    kernel.on_write = refuse_unbinding
+
+    async def script(agent: Agent) -> None:
+        status = await agent.status()
+        assert state_of(status) == "failed"
+        assert "the test says so" in status["units"][0]["reason"]
+        writes = len(kernel.writes)
+        agent.events.tell()
+        assert state_of(await agent.turn(2)) == "failed"
+        assert len(kernel.writes) == writes
+
+    run(kernel, events, script)
+    assert binding.read(kernel, GPU) == NVIDIA
+
+
+def test_a_unit_that_failed_is_tried_again_after_a_while(
+    kernel: FakeKernel, events: Events
+) -> None:
+    kernel.on_write = refuse_unbinding
+
+    async def script(agent: Agent) -> None:
+        assert state_of(await agent.status()) == "failed"
+        kernel.on_write = None
+        await agent.until(lambda status: state_of(status) == "available")
+
+    run(kernel, events, script, replace(QUICK, rescan_interval_s=0.2))
+
+
+def test_a_hangup_reads_the_blueprint_again(kernel: FakeKernel, events: Events) -> None:
+    async def script(agent: Agent) -> None:
+        write_blueprint(kernel, 'schema = 1\nversion = "2026.2"\n' + host_pool())
+        os.kill(os.getpid(), signal.SIGHUP)
+        status = await agent.until(lambda status: status["blueprint"] == "2026.2")
+        assert state_of(status) == "host"
+
+    run(kernel, events, script)
+    assert binding.read(kernel, GPU) == NVIDIA
+    assert not kernel.host.path(CDI).exists()
+
+
+def host_pool() -> str:
+    return '[[pool]]\nname = "gpus"\nmode = "host"\n[[pool.select]]\nclass = "03"\n'
+
+
+def test_a_wrong_blueprint_is_complained_of_and_the_old_one_stays(
+    kernel: FakeKernel, events: Events
+) -> None:
+    async def script(agent: Agent) -> None:
+        write_blueprint(kernel, "schema = 7\n")
+        os.kill(os.getpid(), signal.SIGHUP)
+        status = await agent.until(lambda status: "blueprint_error" in status)
+        assert "schema is 7: this agent knows schema 1" in status["blueprint_error"]
+        assert (status["blueprint"], state_of(status)) == ("2026.1", "available")
+        write_blueprint(kernel, TEXT)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await agent.until(lambda status: "blueprint_error" not in status)
+
+    run(kernel, events, script)
+    assert binding.read(kernel, GPU) == VFIO
+
+
+def test_a_hangup_lets_a_failed_unit_be_tried_at_once(kernel: FakeKernel, events: Events) -> None:
+    kernel.on_write = refuse_unbinding
+
+    async def script(agent: Agent) -> None:
+        assert state_of(await agent.status()) == "failed"
+        kernel.on_write = None
+        os.kill(os.getpid(), signal.SIGHUP)
+        await agent.until(lambda status: state_of(status) == "available")
+
+    run(kernel, events, script)
+
+
+def test_a_hangup_in_the_middle_of_a_turn_waits_for_its_end(tmp_path: Path, events: Events) -> None:
+    kernel = nodes.three_vendors(tmp_path)
+    kernel.host.path(SETTINGS.blueprint).parent.mkdir(parents=True)
+    write_blueprint(kernel, TEXT)
+    kernel.on_write = refuse_unbinding
+
+    def hang_up(path: str, _value: str) -> None:
+        if nodes.AMD_GPU in path:
+            kernel.on_write = None
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.2)
+
+    async def script(agent: Agent) -> None:
+        assert state_of(await agent.status()) == "failed"
+        kernel.write(f"bus/pci/devices/{nodes.AMD_GPU}/driver_override", "\n")
+        kernel.on_write = hang_up
+        agent.events.tell()
+        await agent.until(lambda status: state_of(status) == "available")
+        assert state_of(await agent.status(), nodes.AMD_GPU) == "available"
+
+    run(kernel, events, script)
+
+
+def test_a_stop_during_the_first_turn_lets_it_end(kernel: FakeKernel, events: Events) -> None:
+    def stop(_path: str, _value: str) -> None:
+        kernel.on_write = None
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    kernel.on_write = stop
+    run(kernel, events, None)
+    assert binding.read(kernel, GPU) == VFIO
+    assert nodes.GPU in kernel.host.path(CDI).read_text()
+
+
+def test_what_a_killed_agent_left_half_written_is_swept(kernel: FakeKernel, events: Events) -> None:
+    left = [
+        kernel.host.path(f"{folder}/.kata-gpu-0123456789abcdef")
+        for folder in (SETTINGS.state_directory, SETTINGS.cdi_directory)
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.touch()
+
+    async def script(_agent: Agent) -> None:
+        assert not any(path.exists() for path in left)
+
+    run(kernel, events, script)
+
+
+# Refused starts
+
+
+def test_a_second_daemon_is_refused_and_the_first_goes_on(
+    kernel: FakeKernel, events: Events
+) -> None:
+    load = daemon.blueprint_from(kernel.host.path(SETTINGS.blueprint))
+
+    async def script(agent: Agent) -> None:
+        with pytest.raises(HeldError, match=rf"process {os.getpid()} holds"):
+            await daemon.run(kernel.host, QUICK, load, events)
+        assert state_of(await agent.status()) == "available"
+
+    run(kernel, events, script)
+
+
+def test_a_wrong_blueprint_at_the_start_changes_nothing(kernel: FakeKernel, events: Events) -> None:
+    write_blueprint(kernel, "schema = 7\n")
+    with pytest.raises(InvalidBlueprint, match="schema is 7"):
+        run(kernel, events, None)
+    assert kernel.writes == []
+
+
+def test_a_damaged_ledger_at_the_start_changes_nothing(kernel: FakeKernel, events: Events) -> None:
+    ledger = kernel.host.path(SETTINGS.ledger)
+    ledger.parent.mkdir(parents=True)
+    ledger.write_text("{}")
+    with pytest.raises(LedgerError, match="cannot trust the ledger"):
+        run(kernel, events, None)
+    assert kernel.writes == []
+    assert ledger.read_text() == "{}"
+
+
+# As a process
+
+
+def test_the_service_manager_is_told_of_start_and_end(kernel: FakeKernel, tmp_path: Path) -> None:
+    write_blueprint(kernel, 'schema = 1\nversion = "empty"\n')
+    argv = [sys.executable, "-m", "kata_gpu", "run", "--root", str(tmp_path)]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(PATIENCE_S)
+        manager.bind(str(tmp_path / "notify"))
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE) as first:
+            assert manager.recv(200) == b"READY=1\nSTATUS=blueprint empty: no units"
+            second = subprocess.run(argv, check=False, capture_output=True, text=True, env={})
+            first.send_signal(signal.SIGTERM)
+            assert manager.recv(200) == b"STOPPING=1"
+            _, log = first.communicate(timeout=PATIENCE_S)
+    assert first.returncode == 0
+    assert b"stopped; every device stays bound as it is" in log
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"kata-gpu: cannot change this node: process {first.pid} holds")
+    assert second.stderr.count("\n") == 1
