@@ -143,11 +143,12 @@ def test_the_first_turn_binds_and_publishes(kernel: FakeKernel, events: Events) 
     assert nodes.GPU in kernel.host.path(CDI).read_text()
 
 
-def test_its_end_leaves_devices_bound_and_files_written(kernel: FakeKernel, events: Events) -> None:
-    async def script(_agent: Agent) -> None:
-        return
+async def nothing(_agent: Agent) -> None:
+    """Let the daemon take its first turn, and end it."""
 
-    run(kernel, events, script)
+
+def test_its_end_leaves_devices_bound_and_files_written(kernel: FakeKernel, events: Events) -> None:
+    run(kernel, events, nothing)
     assert binding.read(kernel, GPU) == VFIO
     assert kernel.host.path(CDI).exists()
     assert [entry.stage for entry in journal_of(kernel.host).ledger.entries] == [Stage.BOUND]
@@ -157,12 +158,9 @@ def test_its_end_leaves_devices_bound_and_files_written(kernel: FakeKernel, even
 def test_a_second_start_finds_all_in_order_and_writes_nothing(
     kernel: FakeKernel, events: Events
 ) -> None:
-    async def script(agent: Agent) -> None:
-        assert state_of(await agent.status()) == "available"
-
-    run(kernel, events, script)
+    run(kernel, events, nothing)
     kernel.writes.clear()
-    run(kernel, events, script)
+    run(kernel, events, nothing)
     assert kernel.writes == []
 
 
@@ -196,8 +194,7 @@ def test_a_device_that_the_host_driver_took_is_taken_back(
 def test_what_no_event_told_is_found_by_the_rescan(kernel: FakeKernel, events: Events) -> None:
     async def script(agent: Agent) -> None:
         kernel.write(OVERRIDE, "\n")
-        number = (await agent.status())["pass_number"]
-        await agent.turn(number + 2)
+        await agent.turn((await agent.status())["pass_number"] + 2)
         assert binding.read(kernel, GPU) == VFIO
 
     run(kernel, events, script, replace(QUICK, rescan_interval_s=0.1))
@@ -343,10 +340,8 @@ def test_what_a_killed_agent_left_half_written_is_swept(kernel: FakeKernel, even
         path.parent.mkdir(parents=True)
         path.touch()
 
-    async def script(_agent: Agent) -> None:
-        assert not any(path.exists() for path in left)
-
-    run(kernel, events, script)
+    run(kernel, events, nothing)
+    assert not any(path.exists() for path in left)
 
 
 # Refused starts

@@ -21,7 +21,6 @@ def _status(argv: Sequence[str] | None) -> int:
     try:
         status = int(options.verb(options))
         sys.stdout.flush()  # here a reader that has gone can still be told from an error
-        return status
     except KataGpuError as error:
         print(f"kata-gpu: {error}", file=sys.stderr)
         return ExitCode.FAILED
@@ -31,6 +30,8 @@ def _status(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("kata-gpu: interrupted", file=sys.stderr)
         return ExitCode.FAILED
+    else:
+        return status
 
 
 def _log_to_stderr(level: str | None) -> None:

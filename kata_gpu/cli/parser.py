@@ -4,11 +4,13 @@ Verbs are imported when they run: ``kata-gpu status`` must not pay for what ``ru
 """
 
 import argparse
+import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from kata_gpu import __version__
 from kata_gpu.cli.exit_code import ExitCode
@@ -30,6 +32,25 @@ exit status: 0 in order or done, 1 failed, 2 plan has steps, 3 refused, 64 wrong
 Verb = Callable[[argparse.Namespace], int]
 
 
+class _Help(argparse.HelpFormatter):
+    """argparse makes one for each argument, and asks shutil for the width each time."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, width=_width(), **options)
+
+
+class _OverviewHelp(_Help, argparse.RawDescriptionHelpFormatter):
+    """Help whose epilog keeps its lines."""
+
+
+@functools.cache
+def _width() -> int:
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns - 2
+    except (OSError, ValueError):  # no terminal
+        return 98
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, less its exit status 2, which says "there are changes" here."""
 
@@ -44,10 +65,11 @@ def build() -> argparse.ArgumentParser:
         prog="kata-gpu",
         description="Give whole GPUs of this node to Kata pod VMs, and give them back.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_OverviewHelp,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    # prog is given, or argparse formats a usage to find it out, for which it imports shutil
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, prog=parser.prog)
     _add_looking(verbs)
     _add_changing(verbs)
     _add_daemon(verbs)
@@ -147,7 +169,7 @@ def _verb(
     summary: str,
     description: str,
 ) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=summary, description=description)
+    parser = verbs.add_parser(name, help=summary, description=description, formatter_class=_Help)
 
     def call(options: argparse.Namespace) -> int:
         verb: Verb = getattr(importlib.import_module(f"kata_gpu.cli.{module}"), name)

@@ -123,7 +123,7 @@ def _asked(root: Path, size: int) -> list[str]:
     recorder = _Recorder(root / "sys")
     found = collect(Host(root=root, sysfs=recorder, run=run), interest=lambda _: True)
     if len(found.functions) != size or found.problems:
-        sys.exit(f"the tree has {size} functions, the inventory {len(found.functions)}")
+        sys.exit(f"read {len(found.functions)} of {size} functions: {found.problems[:3]}")
     return recorder.asked
 
 
@@ -144,6 +144,9 @@ def _measure(root: Path, files: Path, rounds: int) -> tuple[list[float], list[fl
 def _build(root: Path, size: int) -> None:
     """Make a node of *size* functions: a root port and seven GPUs behind it, and so on."""
     sys_ = root / "sys"
+    kernel = root / "proc/sys/kernel"
+    kernel.mkdir(parents=True)
+    (kernel / "osrelease").write_text("6.12.0\n")
     for folder in ("bus/pci/devices", "bus/pci/drivers/nvidia", "class/iommu/dmar0"):
         (sys_ / folder).mkdir(parents=True)
     port = Path()
