@@ -71,7 +71,7 @@ def _take(host: Host, step: Step, journal: Journal) -> Outcome:
 def _do(host: Host, step: Step, journal: Journal) -> None:
     match step:
         case LoadModule(module=module, driver=driver):
-            modules.load(host.run, module)
+            modules.load(host.run, module, root=host.root)
             if not host.sysfs.exists(f"bus/pci/drivers/{driver}"):
                 raise VerificationError(
                     f"cannot use module {module}: it loaded, but driver {driver} is not there"
@@ -91,8 +91,8 @@ def _do(host: Host, step: Step, journal: Journal) -> None:
 def _move(host: Host, step: MoveGroup, journal: Journal) -> None:
     """Announce, move, verify, record."""
     unit = step.entry.unit
-    addresses = [move.address for move in step.moves]
-    holders.refuse_if_held(host, addresses)
+    changing = [m.address for m in step.moves if m.before.driver != m.target.driver]
+    holders.refuse_if_held(host, changing)
     before = journal.ledger
     journal.save(before.with_entry(step.entry))
     targets = {move.address: move.target for move in step.moves}

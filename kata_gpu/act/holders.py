@@ -4,12 +4,16 @@ An unbind does not ask: it takes a DRM device from under its users, and waits fo
 VFIO and NVIDIA for ever. So whoever has a device node of the unit open keeps it.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
-from kata_gpu.errors import HeldError
-from kata_gpu.host import Host, procfs
+from kata_gpu.errors import HeldError, HostError
+from kata_gpu.host import Host, files, procfs
 from kata_gpu.model.pci import PciAddress
+
+_DEVICE_MINOR: Final = re.compile(r"^Device Minor:\s+([0-9]{1,3})$", re.MULTILINE)
 
 
 def refuse_if_held(host: Host, addresses: Iterable[PciAddress]) -> None:
@@ -31,5 +35,17 @@ def _nodes(host: Host, address: PciAddress) -> list[Path]:
     if group is not None:
         names.append(f"vfio/{group}")
     if sysfs.link(f"{device}/driver") == "nvidia":
-        names += sorted(node.name for node in host.path("/dev").glob("nvidia[0-9]*"))
+        names += _nvidia_nodes(host, address)
     return [host.path(f"/dev/{name}") for name in names]
+
+
+def _nvidia_nodes(host: Host, address: PciAddress) -> list[str]:
+    """Return the GPU's own /dev/nvidiaN; every one when its driver does not say which it is."""
+    try:
+        text = files.read(host.path(f"/proc/driver/nvidia/gpus/{address}/information"))
+    except HostError:
+        text = None
+    minor = _DEVICE_MINOR.search(text or "")
+    if minor is not None:
+        return [f"nvidia{minor[1]}"]
+    return sorted(node.name for node in host.path("/dev").glob("nvidia[0-9]*"))

@@ -50,6 +50,8 @@ def _read(path: Path) -> Ledger:
     try:
         text = files.read(path)
     except HostError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
         raise LedgerError(f"cannot trust the ledger: {error}; {_REMEDY}") from error
     if text is None:
         return Ledger()

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
 from kata_gpu.agent.node import Turn
-from kata_gpu.errors import KataGpuError
+from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import Host, files, locks, systemd
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.report import NodeState, Report, Result
@@ -59,10 +59,18 @@ async def run(host: Host, settings: Settings, load_blueprint: LoadBlueprint, hin
         ):
             with _listening(hints) as reasons:
                 await daemon.turn()
-                systemd.notify(f"READY=1\nSTATUS={daemon.summary()}")
+                _notify(f"READY=1\nSTATUS={daemon.summary()}")
                 await _turn_until_stopped(daemon, reasons, settings)
-            systemd.notify("STOPPING=1")
+            _notify("STOPPING=1")
     log.info("stopped; every device stays bound as it is")
+
+
+def _notify(message: str) -> None:
+    """Tell the service manager; one that cannot be told is no reason to end."""
+    try:
+        systemd.notify(message)
+    except HostError as error:
+        log.warning("%s", error)
 
 
 def _sweep(host: Host, settings: Settings) -> None:
@@ -142,19 +150,32 @@ class _Daemon:
         self._number = 0
         self._state: NodeState | None = None
         self._complaint: str | None = None
+        self._trouble: str | None = None
 
     async def turn(self) -> None:
-        """Take one turn off the loop, and let readers have its state."""
+        """Take one turn off the loop, and let readers have its state.
+
+        A node that cannot be looked at ends the first turn with the reason, for there is
+        nothing to show yet; later the last state stays, with the reason beside it.
+        """
         self._number += 1
         hopeless = self._not_yet()
-        turn = await asyncio.to_thread(
-            node.converge,
-            self._host,
-            self._settings,
-            self._blueprint,
-            self._journal,
-            failed=hopeless,
-        )
+        try:
+            turn = await asyncio.to_thread(
+                node.converge,
+                self._host,
+                self._settings,
+                self._blueprint,
+                self._journal,
+                failed=hopeless,
+            )
+        except KataGpuError as error:
+            if self._state is None:
+                raise
+            self._trouble = str(error)
+            log.error("skipped turn %d: %s", self._number, error)  # noqa: TRY400 - no bug
+            return
+        self._trouble = None
         self._remember(turn, hopeless)
         if turn.report.outcomes:
             self._last_report = turn.report
@@ -186,6 +207,8 @@ class _Daemon:
         answer: dict[str, object] = {"ready": self._state is not None}
         if self._complaint:
             answer["blueprint_error"] = self._complaint
+        if self._trouble:
+            answer["turn_error"] = self._trouble
         return answer if self._state is None else {**answer, **document(self._state)}
 
     def summary(self) -> str:

@@ -10,9 +10,9 @@ from kata_gpu.agent import node
 from kata_gpu.cli import configuration, context, output
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError
-from kata_gpu.host import Host, locks
+from kata_gpu.host import locks
 from kata_gpu.model.pci import PciAddress
-from kata_gpu.model.plan import Plan, Severity, Step, headline, text
+from kata_gpu.model.plan import Plan, Step, headline, text
 from kata_gpu.model.report import Outcome, Report, Result
 from kata_gpu.observe.document import document
 
@@ -43,20 +43,20 @@ def _step(step: Step) -> dict[str, Any]:
 
 def apply(options: argparse.Namespace) -> int:
     """Take the plan's steps, after asking."""
-    if options.dry_run:
-        options.output = "table"
-        return plan(options)
     host, settings = context.host(options), configuration.settings(options)
     wanted = configuration.blueprint(options, settings)
+    ledger = Journal(host.path(settings.ledger)).ledger
+    _, found = node.make_plan(host, settings, wanted, ledger)
+    if options.dry_run or not found.steps:
+        print(text(found), end="")
+        return _verdict(found)
+    if not _agreed(found, options):
+        return ExitCode.FAILED
     with locks.exclusive(host.path(settings.lock)):
         journal = Journal(host.path(settings.ledger))
-        _, found = node.make_plan(host, settings, wanted, journal.ledger)
-        if not _agreed(found, options):
-            return _verdict(found) if not found.steps else ExitCode.FAILED
         turn = node.converge(host, settings, wanted, journal, progress=_show)
     if turn.report.failures:
         return _failed(turn.report)
-    _show_findings(turn.plan)
     return ExitCode.REFUSED if turn.plan.refusals else ExitCode.OK
 
 
@@ -64,27 +64,24 @@ def release(options: argparse.Namespace) -> int:
     """Give units back, after asking."""
     host, settings = context.host(options), configuration.settings(options)
     if options.all == bool(options.unit):
-        raise HostError("cannot release: name units, or say --all; kata-gpu status lists them")
+        print("kata-gpu: cannot release: name units, or say --all", file=sys.stderr)
+        return ExitCode.USAGE
     chosen = None if options.all else frozenset(map(_unit, options.unit))
-    if options.dry_run:
-        ledger = Journal(host.path(settings.ledger)).ledger
-        _require_known(chosen, {entry.unit for entry in ledger.entries})
-        print(text(node.make_release(host, settings, ledger, chosen)), end="")
-        return ExitCode.OK
+    ledger = Journal(host.path(settings.ledger)).ledger
+    _require_known(chosen, {entry.unit for entry in ledger.entries})
+    found = node.make_release(host, settings, ledger, chosen)
+    if options.dry_run or not found.steps:
+        print(text(found), end="")
+        return ExitCode.REFUSED if found.refusals else ExitCode.OK
+    if not _agreed(found, options):
+        return ExitCode.FAILED
     with locks.exclusive(host.path(settings.lock)):
         journal = Journal(host.path(settings.ledger))
-        _require_known(chosen, {entry.unit for entry in journal.ledger.entries})
         found = node.make_release(host, settings, journal.ledger, chosen)
-        if not _agreed(found, options):
-            return _verdict(found) if not found.steps else ExitCode.FAILED
-        report = _execute(host, found, journal)
+        report = executor.execute(host, found, journal, progress=_show)
     if report.failures:
         return _failed(report)
     return ExitCode.REFUSED if found.refusals else ExitCode.OK
-
-
-def _execute(host: Host, found: Plan, journal: Journal) -> Report:
-    return executor.execute(host, found, journal, progress=_show)
 
 
 def _unit(name: str) -> str:
@@ -102,10 +99,10 @@ def _require_known(chosen: frozenset[str] | None, known: set[str]) -> None:
 
 
 def _agreed(found: Plan, options: argparse.Namespace) -> bool:
-    """Print the plan, and ask unless it is empty or --yes was given."""
+    """Print the plan, and ask unless --yes was given."""
     print(text(found), end="", flush=True)
-    if not found.steps or options.yes:
-        return bool(found.steps)
+    if options.yes:
+        return True
     if not sys.stdin.isatty():
         raise HostError("cannot ask for consent: standard input is no terminal; say --yes")
     answer = _ask(f"take {len(found.steps)} steps? [y/N] ")
@@ -134,12 +131,6 @@ def _show(number: int, step: Step, outcome: Outcome | None) -> None:
     detail = f": {outcome.detail}" if outcome.detail else ""
     word = output.coloured(outcome.result.value, colour)
     print(f"{number:3}  {word}  {outcome.step}{detail} ({outcome.elapsed_s:.2f} s)", flush=True)
-
-
-def _show_findings(found: Plan) -> None:
-    for finding in found.findings:
-        if finding.severity is not Severity.INFO:
-            print(f"{finding.severity}: {finding}")
 
 
 def _failed(report: Report) -> int:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from kata_gpu.cli import configuration, context, output
 from kata_gpu.cli.exit_code import ExitCode
+from kata_gpu.errors import HostError
 from kata_gpu.observe import client
 
 _COLOURS: Final = {"available": "good", "host": "good", "refused": "bad", "failed": "bad"}
@@ -18,10 +19,15 @@ def status(options: argparse.Namespace) -> int:
     state = client.get(_socket(options), "/v1/status")
     if options.output in {"json", "yaml"}:
         print(output.dump(state, options.output))
-    elif not state.get("ready"):
-        print("the agent takes its first turn; ask again")
-    else:
-        print(_text(state, is_wide=options.output == "wide"))
+        return ExitCode.OK
+    try:
+        text = _text(state, is_wide=options.output == "wide")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HostError(
+            f"cannot read the agent's answer ({error!r}): it is of another version; -o json "
+            f"shows it as it is"
+        ) from error
+    print(text)
     return ExitCode.OK
 
 
@@ -32,6 +38,8 @@ def _socket(options: argparse.Namespace) -> Path:
 
 
 def _text(state: dict[str, Any], *, is_wide: bool) -> str:
+    if not state["ready"]:
+        return "the agent takes its first turn; ask again"
     platform = state["platform"]
     lines = [
         f"agent {state['agent']}, blueprint {state['blueprint']}, "
@@ -59,6 +67,8 @@ def _text(state: dict[str, Any], *, is_wide: bool) -> str:
     lines += [f"problem: {p['subject']}: {p['reason']}" for p in state["problems"]]
     if "blueprint_error" in state:
         lines.append(output.coloured(f"blueprint not reloaded: {state['blueprint_error']}", "bad"))
+    if "turn_error" in state:
+        lines.append(output.coloured(f"this is old: {state['turn_error']}", "bad"))
     return "\n".join(lines)
 
 

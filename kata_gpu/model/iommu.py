@@ -204,9 +204,15 @@ def _passenger_blockers(function: PciFunction, *, is_welcome: bool) -> list[Bloc
 def _forbidden(function: PciFunction) -> tuple[str, str] | None:
     """Tell why a function may never leave the host, whatever a pool says."""
     if function.class_code >> 16 == CLASS_STORAGE:
-        return "it is a storage controller, which the host may run on", "exclude it"
+        return (
+            "it is a storage controller, which the host may run on",
+            "leave it on the host: exclude it, or move it to another slot",
+        )
     if function.is_boot_display:
-        return "it is the boot display, which holds the console", "exclude it"
+        return (
+            "it is the boot display, which holds the console",
+            "exclude it, or make another display the boot display in the firmware",
+        )
     return None
 
 

@@ -187,13 +187,10 @@ class _Draft:
 
     def _may_pass(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> bool:
         for blocker in unit.verdict.blockers:
-            self._note(
-                Severity.REFUSED,
-                unit.id,
-                f"pool {pool.name} passes it through, but {blocker.reason}"
-                + (f" ({blocker.address})" if blocker.address not in {None, unit.primary} else ""),
-                blocker.remedy,
-            )
+            is_mate = blocker.address not in {None, unit.primary}
+            mate = f"{blocker.address} shares its group: " if is_mate else ""
+            reason = f"pool {pool.name} passes it through, but {mate}{blocker.reason}"
+            self._note(Severity.REFUSED, unit.id, reason, blocker.remedy)
         if unit.verdict.blockers:
             return False
         if entry is None:

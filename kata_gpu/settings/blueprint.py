@@ -14,9 +14,11 @@ from kata_gpu.settings.toml_file import AbsolutePath, Table
 
 _ID: Final = re.compile(r"(0x)?[0-9a-f]{4}")
 _CLASS: Final = re.compile(r"(0x)?[0-9a-f]{2,6}")
-_LABEL: Final = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
-_HANDLER: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-_RESOURCE: Final = r"^[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)+/[A-Za-z0-9][A-Za-z0-9_.-]{0,61}[A-Za-z0-9]$"
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_HANDLER: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_RESOURCE: Final = re.compile(
+    r"[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)+/[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+)
 _HYPERVISORS: Final = {Runtime.GO: ("qemu", "clh"), Runtime.RUST: ("qemu",)}
 
 
@@ -24,6 +26,17 @@ def _hex(pattern: re.Pattern[str], digits: str, text: Any) -> str:
     if not isinstance(text, str) or not pattern.fullmatch(text):
         raise ValueError(f"expected {digits} lower-case hex digits in quotes")
     return text.removeprefix("0x")
+
+
+def _spelt(pattern: re.Pattern[str], expected: str) -> AfterValidator:
+    """Refuse text of another form, in words instead of the pattern."""
+
+    def check(text: str) -> str:
+        if not pattern.fullmatch(text):
+            raise ValueError(f"expected {expected}")
+        return text
+
+    return AfterValidator(check)
 
 
 def _pci_id(text: Any) -> int:
@@ -59,6 +72,17 @@ def _one_of(kind: type[Mode] | type[Runtime]) -> BeforeValidator:
 
 
 _PciId = Annotated[int, BeforeValidator(_pci_id)]
+_Label = Annotated[
+    str,
+    _spelt(
+        _LABEL,
+        "at most 63 letters, digits, dots, dashes and underscores, between two letters or digits",
+    ),
+]
+_HandlerName = Annotated[
+    str, _spelt(_HANDLER, "at most 63 lower-case letters, digits and dashes, as RuntimeClass has")
+]
+_Resource = Annotated[str, _spelt(_RESOURCE, "vendor.tld/class, such as nvidia.com/pgpu")]
 
 
 class SelectorTable(Table):
@@ -92,10 +116,10 @@ class SelectorTable(Table):
 class PoolTable(Table):
     """``[[pool]]``: functions and what becomes of them."""
 
-    name: str = Field(pattern=_LABEL)
+    name: _Label
     mode: Annotated[Mode, _one_of(Mode)]
     select: tuple[SelectorTable, ...] = Field(min_length=1)
-    resource: str | None = Field(None, pattern=_RESOURCE)
+    resource: _Resource | None = None
     min_units: int = Field(0, ge=0)
     max_units: int | None = Field(None, ge=0)
 
@@ -124,7 +148,7 @@ class PoolTable(Table):
 class HandlerTable(Table):
     """``[[kata.handler]]``: a Kata runtime handler that gets our drop-in."""
 
-    name: str = Field(pattern=_HANDLER)
+    name: _HandlerName
     runtime: Annotated[Runtime, _one_of(Runtime)]
     config: AbsolutePath
     hypervisor: str = "qemu"
@@ -163,7 +187,7 @@ class BlueprintFile(Table):
     """The whole file."""
 
     schema_version: Annotated[int, AfterValidator(_known_schema)] = Field(alias="schema")
-    version: str = Field(pattern=_LABEL)
+    version: _Label
     pool: tuple[PoolTable, ...] = ()
     kata: KataTable = KataTable()
 

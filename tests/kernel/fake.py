@@ -271,7 +271,7 @@ class FakeKernel(Sysfs):
         assert timeout_s > 0
         self.runs.append(tuple(argv))
         match argv:
-            case ["modprobe", "--", name] | ["modprobe", name]:
+            case ["modprobe", *where, "--", name] if where in ([], ["-d", str(self.host.root)]):
                 with self._lock:
                     said = self._modules.load(name)
                 if said is not None:
