@@ -4,7 +4,9 @@ Nothing is installed or downloaded without an agreement: a terminal is asked, an
 is refused with the command that agrees. Only packages need root.
 """
 
+import dataclasses
 import fcntl
+import json
 import os
 import shutil
 import sys
@@ -147,11 +149,39 @@ def check_distribution(os_release: Path = Path("/etc/os-release")) -> None:
 
 
 def _cached(wanted: Wanted) -> kernel.Kernel | None:
-    for options in ((), _private_lists()):
-        package = kernel.find(wanted.kernel_package, options)
-        if package is not None:
-            return kernel.at(cache(), package)
+    """Return the kernel if it is there; apt, which takes seconds, is asked once per update."""
+    memory = cache() / f"package-{wanted.kernel_package or 'default'}.json"
+    package = _remembered(memory)
+    if package is None:
+        found = (kernel.find(wanted.kernel_package, o) for o in ((), _private_lists()))
+        package = next((p for p in found if p is not None), None)
+        if package is None:
+            return None
+        _remember(memory, package)
+    return kernel.at(cache(), package)
+
+
+def _remembered(memory: Path) -> kernel.Package | None:
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        if known.pop("lists") == _lists_age():
+            return kernel.Package(**known)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # asked for the first time, or by another version of this code
     return None
+
+
+def _remember(memory: Path, package: kernel.Package) -> None:
+    text = json.dumps({"lists": _lists_age(), **dataclasses.asdict(package)})
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    memory.with_suffix(f".{os.getpid()}").write_text(text, encoding="utf-8")
+    memory.with_suffix(f".{os.getpid()}").rename(memory)
+
+
+def _lists_age() -> list[int]:
+    """Return what changes with every update of the lists, the system's and the cache's."""
+    folders = (Path("/var/lib/apt/lists"), cache() / "apt/state/lists")
+    return [folder.stat().st_mtime_ns if folder.is_dir() else 0 for folder in folders]
 
 
 def _agree(wanted: Wanted, missing: tuple[str, ...], *, needs_kernel: bool) -> None:
