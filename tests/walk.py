@@ -88,7 +88,9 @@ class Walk:
         with self._stage("release gives it back"):
             self._release()
         with self._stage(f"{self.gpu} is on its host driver again, and no trace is left"):
-            self._inventory()
+            for address, (driver, override) in _bindings(self.gpu).items():
+                self._say(f"    in sysfs: {address} driver {driver}, driver_override {override}")
+            assert _bindings(self.gpu) == self._before
             assert not _CDI.exists()
             assert not list(_KATA.rglob("*kata-gpu.toml"))
 
