@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +17,13 @@ from kata_gpu.act import executor
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
 from kata_gpu.discover.inventory import collect
+from kata_gpu.errors import HostError
 from kata_gpu.host import Host
 from kata_gpu.model.iommu import judge
 from kata_gpu.model.pci import Bar, PciAddress, PhysicalFunction, VirtualFunction
 from kata_gpu.model.platform import IommuKind
 from kata_gpu.model.report import Report, UnitState
+from kata_gpu.observe import client
 from kata_gpu.settings import blueprint
 from kata_gpu.settings.agent import Settings
 from tests.lab import pod_vm
@@ -310,6 +315,77 @@ def test_a_device_that_comes_back_is_taken_again(
         assert agent.converge().report.failures == ()
         assert driver(nic) == "vfio-pci"
         assert agent.release().failures == ()
+    finally:
+        machine.unplug("plug-nic")
+
+
+@contextmanager
+def running_daemon(folder: Path, pools: str) -> Iterator[Callable[[], Any]]:
+    """Run the daemon as a process of its own; yield what asks for its state."""
+    (folder / "blueprint.toml").write_text(f'schema = 1\nversion = "lab"\n{pools}')
+    (folder / "agent.toml").write_text(
+        f'blueprint = "{folder}/blueprint.toml"\nstate_directory = "{folder}/state"\n'
+        f'socket = "{folder}/socket"\ncdi_directory = "{folder}/cdi"\n'
+    )
+    argv = [*(sys.executable, "-m", "kata_gpu", "run", "--settings", f"{folder}/agent.toml")]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as process:
+        try:
+            yield lambda: client.get(folder / "socket", "/v1/status")
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
+
+
+def wait_for(condition: Callable[[], bool], *, timeout_s: float) -> float:
+    """Return how long it took; AssertionError when it never came."""
+    started = time.monotonic()
+    while time.monotonic() < started + timeout_s:
+        with suppress(HostError, KeyError, IndexError, StopIteration):
+            if condition():
+                return time.monotonic() - started
+        time.sleep(0.05)
+    raise AssertionError(f"it did not come within {timeout_s} s")
+
+
+@pytest.mark.lab(timeout_s=180)
+def test_the_daemon_hears_the_kernel_and_repairs(
+    machine: Machine, agents: list[Agent], tmp_path: Path
+) -> None:
+    gpu, vfio = machine.address("gpu"), Path("/sys/bus/pci/drivers/vfio-pci")
+    agent = agent_for(agents, tmp_path, pool(at(gpu)))
+    folder = Path(agent.settings.state_directory).parent
+    folder.mkdir(exist_ok=True)
+    with running_daemon(folder, pool(at(gpu))) as ask:
+        wait_for(lambda: ask()["units"][0]["state"] == "available", timeout_s=60)
+        before = ask()["pass_number"]
+        (vfio / "unbind").write_text(gpu)
+        assert wait_for(lambda: driver(gpu) == "vfio-pci", timeout_s=20) < 10
+        wait_for(lambda: ask()["pass_number"] > before, timeout_s=20)
+        wait_for(lambda: ask()["units"][0]["state"] == "available", timeout_s=20)
+    assert driver(gpu) == "vfio-pci", "the end of the daemon unbinds nothing"
+    assert list(agent.offered()) == [gpu]
+    agent.journal = Journal(Path(agent.settings.ledger))
+
+
+@pytest.mark.lab(timeout_s=180)
+def test_the_daemon_takes_what_is_plugged_in(
+    machine: Machine, agents: list[Agent], tmp_path: Path
+) -> None:
+    nic = machine.plug("plug-nic")
+    machine.unplug("plug-nic")
+    agent = agent_for(agents, tmp_path, pool(at(nic)))
+    folder = Path(agent.settings.state_directory).parent
+    folder.mkdir(exist_ok=True)
+    try:
+        with running_daemon(folder, pool(at(nic))) as ask:
+            wait_for(lambda: ask()["ready"], timeout_s=60)
+            assert ask()["units"] == []
+            machine.plug("plug-nic")
+            wait_for(lambda: driver(nic) == "vfio-pci", timeout_s=20)
+            wait_for(lambda: ask()["units"][0]["state"] == "available", timeout_s=20)
+        agent.journal = Journal(Path(agent.settings.ledger))
+        assert not agent.release().failures
+        assert driver(nic) == "e1000e"
     finally:
         machine.unplug("plug-nic")
 

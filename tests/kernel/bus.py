@@ -72,12 +72,24 @@ class Bus:
 
     def plug(self, spec: DeviceSpec) -> None:
         """Put a function on the bus as hot-plug does, and offer it to the drivers."""
+        if self._comes_without_its_slot(spec):
+            spec = replace(spec, group=self.next_group())
         function = self.add(spec)
         if self.autoprobe or not self._hotplug_honours_autoprobe:
             try:
                 self._offer(function)
             except OSError:
                 return  # it stays without a driver, and nobody is told
+
+    def _comes_without_its_slot(self, spec: DeviceSpec) -> bool:
+        """Whether the IOMMU sees it before the kernel knows that its slot has more functions.
+
+        pci_device_group() asks pdev->multifunction, which pci_scan_slot() sets too late.
+        """
+        above = self.functions.get(spec.parent or "")
+        shares_with_bridge = above is not None and above.spec.group == spec.group
+        is_first = spec.address.endswith(".0")
+        return spec.group is not None and not is_first and not shares_with_bridge
 
     def pull(self, address: str) -> None:
         """Take a function and all behind it off the bus; a rescan brings them back as new."""

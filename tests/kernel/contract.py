@@ -27,6 +27,8 @@ One more is ``vf``: the first virtual function of ``nvme-pf``, when there is one
 
 HOME_WITHOUT_IOMMU: Final[Mapping[str, str | None]] = {"gpu": "bochs-drm"}
 
+HOME_OF_ONE_CARD: Final[Mapping[str, str | None]] = {"card": "bochs-drm", "audio": "snd_hda_intel"}
+
 NOWHERE: Final = "0000:fe:1f.7"
 
 

@@ -129,16 +129,6 @@ _RESET: Final = (
         then=(Reads("bus/pci/devices/{card}/reset_method", "bus"),),
     ),
     Row(
-        name="the default reset methods are worked out anew: a reset of the bus may be lost",
-        act=attribute("card", "reset_method", "default"),
-        then=(Reads("bus/pci/devices/{card}/reset_method", ""),),
-        undo=(
-            attribute("card", "remove", "1"),
-            attribute("audio", "remove", "1"),
-            Write("bus/pci/rescan", "1"),
-        ),
-    ),
-    Row(
         name="a reset method that the function has not is refused",
         act=attribute("nic", "reset_method", "flr"),
         refusal="EINVAL",
@@ -292,6 +282,24 @@ _SRIOV: Final = (
 _NO_GROUP: Final = Exists("sys/bus/pci/devices/{gpu}/iommu_group", there=False)
 
 ROWS: Final = (*_RESET, *_REMOVE, *_SRIOV)
+
+ROWS_WITH_NO_WAY_BACK: Final = (
+    Row(
+        name="the default reset methods are worked out anew: a reset of the bus may be lost",
+        act=attribute("card", "reset_method", "default"),
+        then=(Reads("bus/pci/devices/{card}/reset_method", ""),),
+    ),
+    Row(
+        name="functions of one slot that come back have groups of their own",
+        given=(attribute("card", "remove", "1"), attribute("audio", "remove", "1")),
+        act=Write("bus/pci/rescan", "1"),
+        then=(
+            Exists("sys/bus/pci/devices/{audio}/iommu_group/devices/{audio}"),
+            Exists("sys/bus/pci/devices/{audio}/iommu_group/devices/{card}", there=False),
+        ),
+    ),
+)
+"""What changes a machine until it boots again: on one of its own, in this order."""
 
 ROWS_WITHOUT_IOMMU: Final = (
     Row(
