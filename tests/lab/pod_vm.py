@@ -190,7 +190,7 @@ def _boot(nodes: tuple[str, ...], accelerated: str, deadline: float) -> Report:
     started = time.monotonic()
     kernel = _kernel()
     arguments = (
-        *_machine(accelerated, memory_mib=160),  # every page is pinned, which takes time
+        *_machine(accelerated, memory_mib=128),  # every page is pinned, which takes time
         *("-kernel", str(kernel.vmlinux), "-initrd", str(kernel.pod_initramfs)),
         *("-append", _KERNEL_ARGUMENTS),
     )
