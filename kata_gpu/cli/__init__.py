@@ -1,5 +1,6 @@
 """The ``kata-gpu`` command: parse, one call, print. The only room that exits."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -12,11 +13,15 @@ from kata_gpu.errors import KataGpuError
 
 def main(argv: Sequence[str] | None = None) -> Never:
     """Run the command line and exit with its status."""
-    sys.exit(_status(argv))
+    gc.disable()  # a verb makes what it prints and ends; only the daemon has use for a collector
+    status = _status(argv)
+    gc.freeze()  # and at the exit there is nothing to look through
+    sys.exit(status)
 
 
 def _status(argv: Sequence[str] | None) -> int:
-    options = parser.build().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    options = parser.build(words[0] if words else None).parse_args(words)
     _log_to_stderr("DEBUG" if options.verbose else options.log_level)
     try:
         status = int(options.verb(options))

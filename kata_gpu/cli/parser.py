@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 from kata_gpu import __version__
 from kata_gpu.cli.exit_code import ExitCode
@@ -59,8 +59,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(ExitCode.USAGE, f"{self.prog}: cannot understand this: {message}\n")
 
 
-def build() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+_Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def build(asked: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the command line; of the verb *asked* alone, if there is such a one.
+
+    Making all of them takes longer than some verbs do.
+    """
     parser = _Parser(
         prog="kata-gpu",
         description="Give whole GPUs of this node to Kata pod VMs, and give them back.",
@@ -70,100 +76,112 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     # prog is given, or argparse formats a usage to find it out, for which it imports shutil
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, prog=parser.prog)
-    _add_looking(verbs)
-    _add_changing(verbs)
-    _add_daemon(verbs)
+    for name, add in _VERBS.items():
+        if asked not in _VERBS or asked == name:
+            add(verbs, name)
     return parser
 
 
-def _add_looking(verbs: "argparse._SubParsersAction[_Parser]") -> None:
-    inventory = _verb(
+def _add_inventory(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
         verbs,
-        "inventory",
+        name,
         "inventory",
         "show GPUs, their company and their IOMMU groups",
         "Read sysfs once and show every GPU, NVSwitch, companion function and bridge above "
         "them, with the verdict whether its IOMMU group may be given to a VM. Changes nothing "
         "and needs no blueprint and no agent.",
     )
-    inventory.add_argument("--all", action="store_true", help="show every PCI function")
-    _add_output(inventory)
-    status = _verb(
+    parser.add_argument("--all", action="store_true", help="show every PCI function")
+    _add_output(parser)
+
+
+def _add_status(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
         verbs,
-        "status",
+        name,
         "status",
         "show what the running agent says",
         "Ask the agent on its status socket. The same as JSON: "
         "curl --unix-socket /run/kata-gpu/status.sock http://localhost/v1/status",
     )
-    status.add_argument("--socket", type=Path, help="the agent's socket (default: from agent.toml)")
-    _add_output(status)
-    plan = _verb(
+    parser.add_argument("--socket", type=Path, help="the agent's socket (default: from agent.toml)")
+    _add_output(parser)
+
+
+def _add_plan(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
         verbs,
-        "plan",
+        name,
         "change",
         "show what the blueprint would change, and why",
         "Compare the node with the blueprint and print every step. Changes nothing. Exits 0 "
         "when there is nothing to do, 2 when there is, 3 when something is refused and there "
         "is nothing else to do.",
     )
-    _add_blueprint(plan)
-    _add_output(plan)
+    _add_blueprint(parser)
+    _add_output(parser)
 
 
-def _add_changing(verbs: "argparse._SubParsersAction[_Parser]") -> None:
-    apply = _verb(
+def _add_apply(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
         verbs,
-        "apply",
+        name,
         "change",
         "make the node what the blueprint says",
         "Print the plan, ask, and take its steps; each is verified, and undone if it fails. A "
         "device that somebody uses is not taken. Refused while the agent runs, which does this "
         "by itself.",
     )
-    apply.set_defaults(log_level="CRITICAL")  # it prints each step and why it failed
-    _add_blueprint(apply)
-    _add_consent(apply)
-    apply.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    release = _verb(
+    parser.set_defaults(log_level="CRITICAL")  # it prints each step and why it failed
+    _add_blueprint(parser)
+    _add_consent(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+
+
+def _add_release(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
         verbs,
-        "release",
+        name,
         "change",
         "give devices back to the driver they came from",
         "Withdraw units from the CDI spec, return their functions to the drivers the ledger "
         "remembers, and clear the overrides; with --all also remove every file that is ours. "
         "Needs no blueprint. Stop the agent first, or it binds them again.",
     )
-    release.set_defaults(log_level="CRITICAL")
-    release.add_argument("unit", nargs="*", metavar="UNIT", help="a unit's PCI address")
-    release.add_argument("--all", action="store_true", help="every unit, and all our files")
-    _add_consent(release)
-    release.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.set_defaults(log_level="CRITICAL")
+    parser.add_argument("unit", nargs="*", metavar="UNIT", help="a unit's PCI address")
+    parser.add_argument("--all", action="store_true", help="every unit, and all our files")
+    _add_consent(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
 
-def _add_daemon(verbs: "argparse._SubParsersAction[_Parser]") -> None:
-    run = _verb(
+def _add_run(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
         verbs,
-        "run",
+        name,
         "run",
         "hold the node to the blueprint (the daemon)",
         "Apply the blueprint, watch for changes, repair them, and answer on the status socket, "
         "until SIGTERM, which unbinds nothing. SIGHUP reads the blueprint again.",
     )
-    run.set_defaults(log_level="INFO")
-    _add_blueprint(run)
-    completion = _verb(
+    parser.set_defaults(log_level="INFO")
+    _add_blueprint(parser)
+
+
+def _add_completion(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
         verbs,
-        "completion",
+        name,
         "completion",
         "print a completion script for your shell",
         "For bash: source <(kata-gpu completion bash)",
     )
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
 
 
 def _verb(
-    verbs: "argparse._SubParsersAction[_Parser]",
+    verbs: _Verbs,
     name: str,
     module: str,
     summary: str,
@@ -208,3 +226,14 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def _add_consent(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+
+
+_VERBS: Final = {
+    "inventory": _add_inventory,
+    "status": _add_status,
+    "plan": _add_plan,
+    "apply": _add_apply,
+    "release": _add_release,
+    "run": _add_run,
+    "completion": _add_completion,
+}

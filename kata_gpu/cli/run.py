@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 
 from kata_gpu.agent import daemon
 from kata_gpu.cli import configuration, context
@@ -11,6 +12,7 @@ from kata_gpu.host.uevents import Uevents
 
 def run(options: argparse.Namespace) -> int:
     """Hold the node to the blueprint until a signal ends it."""
+    gc.enable()
     settings = configuration.settings(options)
     load = daemon.blueprint_from(configuration.blueprint_path(options, settings))
     asyncio.run(daemon.run(context.host(options), settings, load, Uevents.subscribe()))

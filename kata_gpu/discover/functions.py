@@ -52,6 +52,7 @@ _ROOT: Final = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 
 _OVERRIDE_UNSET: Final = frozenset({"(null)", ""})
 _BARS: Final = 6
+_NO_BAR: Final = " ".join(3 * ["0x0000000000000000"])
 _FLAG_IO: Final = 0x100
 _FLAG_MEMORY: Final = 0x200
 _FLAG_PREFETCH: Final = 0x2000
@@ -202,7 +203,9 @@ def _header_type(config: bytes) -> int | None:
 
 def _bars(resource: str) -> tuple[Bar, ...]:
     bars = []
-    for index, line in enumerate(resource.split("\n")[:_BARS]):
+    for index, line in enumerate(resource.split("\n", _BARS)[:_BARS]):
+        if line == _NO_BAR:
+            continue
         start, end, flags = (int(part, 16) for part in line.split())
         if flags & (_FLAG_IO | _FLAG_MEMORY) and end >= start:
             bars.append(

@@ -46,7 +46,15 @@ _ATTRIBUTES: Final = {
     "revision": "0xa1",
     "driver_override": "(null)",
     "numa_node": "0",
-    "resource": "\n".join(["0x00000000f0000000 0x00000000f0ffffff 0x0000000000042208"] * 13),
+    "resource": "\n".join(
+        [
+            "0x00000000f0000000 0x00000000f0ffffff 0x0000000000040200",
+            "0x0000020000000000 0x0000021fffffffff 0x000000000014220c",
+            "0x0000000000000000 0x0000000000000000 0x0000000000000000",
+            "0x0000022000000000 0x0000022001ffffff 0x000000000014220c",
+            *(["0x0000000000000000 0x0000000000000000 0x0000000000000000"] * 9),
+        ]
+    ),
     "current_link_speed": "32.0 GT/s PCIe",
     "current_link_width": "16",
     "max_link_speed": "32.0 GT/s PCIe",
