@@ -288,10 +288,12 @@ class _Draft:
         """Return the plan of a release: withdraw, move back, and remove all that is left."""
         steps = Steps(self._inventory.files)
         withdrawn = self._withdraw(steps, {move.entry.unit for move in self._moves})
-        for move in sorted(self._moves, key=lambda m: m.entry.unit):
+        moved = tuple(
             steps.add(replace(move, needs=withdrawn))
-        if everything:
-            steps.clear(self._ledger.files, "everything is given back")
+            for move in sorted(self._moves, key=lambda m: m.entry.unit)
+        )
+        if everything:  # a unit that stays, for somebody holds it, keeps what its VM was given by
+            steps.clear(self._ledger.files, "everything is given back", moved)
         return self._plan(steps)
 
     def _withdraw(self, steps: Steps, leaving: set[str]) -> tuple[int, ...]:

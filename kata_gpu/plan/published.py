@@ -57,10 +57,10 @@ class Steps:
             )
         )
 
-    def clear(self, paths: Iterable[str], reason: str) -> None:
+    def clear(self, paths: Iterable[str], reason: str, needs: tuple[int, ...] = ()) -> None:
         """Add the removal of every one of *paths* that is there."""
         for path in paths:
-            self.fulfil(Wish(path=path, staging="", content=None, reason=reason), ())
+            self.fulfil(Wish(path=path, staging="", content=None, reason=reason), needs)
 
 
 def wishes(

@@ -79,6 +79,14 @@ def drop_ins_of_both_runtimes(root: Path) -> tuple[Node, Plan]:
 
 
 @scenario
+def release_of_all_with_drop_ins(root: Path) -> tuple[Node, Plan]:
+    """The drop-ins go last: a unit that a VM keeps leaves them in place."""
+    node = with_kata(root)
+    node.apply(blueprint(GPUS, GO, RUST))
+    return node, node.release()
+
+
+@scenario
 def drop_in_behind_a_link(root: Path) -> tuple[Node, Plan]:
     """Kata reads config.d beside the real file, so ours goes there."""
     node = with_kata(root)
