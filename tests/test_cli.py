@@ -319,10 +319,10 @@ def loaded(*argv: object) -> set[str]:
 def test_status_loads_only_what_it_needs(home: Path) -> None:
     found = loaded("status", "--root", home)
     assert "kata_gpu" in found
-    assert not found & {"grpc", "kubernetes", "pyudev", "pydantic", "asyncio", "tomlkit", "yaml"}
+    assert not found & {"grpc", "kubernetes", "pyudev", "pydantic", "asyncio", "tomli_w", "yaml"}
 
 
 def test_inventory_loads_only_what_it_needs(home: Path) -> None:
     found = loaded("inventory", "--root", home)
     assert "kata_gpu" in found
-    assert not found & {"grpc", "kubernetes", "pyudev", "pydantic", "asyncio", "tomlkit", "yaml"}
+    assert not found & {"grpc", "kubernetes", "pyudev", "pydantic", "asyncio", "tomli_w", "yaml"}

@@ -428,7 +428,7 @@ def test_without_permission_nothing_changes(machine: Machine) -> None:
     file = Path("/run/blueprint-for-nobody.toml")  # the test's own folder is root's alone
     file.write_text(f'schema = 1\nversion = "lab"\n{pool(at(gpu))}')
     as_nobody = (  # all imports first: nobody may not read a checkout in root's home
-        "import logging, os, subprocess, tomlkit\n"
+        "import logging, os, subprocess, tomli_w\n"
         "import kata_gpu.cli.change, kata_gpu.settings.blueprint\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "kata_gpu.cli.main()\n"

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from tests.lab import pod_vm
 
-_COMMAND: Final = (sys.executable, "-m", "kata_gpu")
+_COMMAND: Final = (str(Path(sys.executable).parent / "kata-gpu"),)
 _TIMEOUT_S: Final = 60.0
 _DEVICES: Final = Path("/sys/bus/pci/devices")
 _SOCKET: Final = Path("/run/kata-gpu/status.sock")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kata_gpu.errors import HostError
 
-_ATTRIBUTE_MAX_BYTES = 65536  # sysfs attributes end at a page, config space at 4096
+_ATTRIBUTE_MAX_BYTES = 4096  # a page, where sysfs ends every text attribute
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 

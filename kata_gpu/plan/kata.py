@@ -26,20 +26,17 @@ def root_ports(handler: KataHandler, functions: int) -> int:
 
 def render(handler: KataHandler, functions: int) -> str:
     """Return the drop-in of *handler* for a node that passes *functions* through."""
-    import tomlkit  # noqa: PLC0415 - a release renders nothing
+    import tomli_w  # noqa: PLC0415 - a release renders nothing
 
-    document = tomlkit.document()
-    document.add(tomlkit.comment(_HEADER))
-    hypervisor = tomlkit.table()
-    hypervisor["cold_plug_vfio"] = "root-port"
+    hypervisor: dict[str, str | int] = {"cold_plug_vfio": "root-port"}
     if handler.runtime is Runtime.GO:  # it refuses hot and cold plug together
         hypervisor["hot_plug_vfio"] = "no-port"
     hypervisor["pcie_root_port"] = root_ports(handler, functions)
-    runtime = tomlkit.table()
-    runtime["vfio_mode"] = "guest-kernel"
-    runtime["pod_resource_api_sock"] = handler.pod_resource_api_sock
-    parent = tomlkit.table(is_super_table=True)
-    parent[handler.hypervisor] = hypervisor
-    document["hypervisor"] = parent
-    document["runtime"] = runtime
-    return tomlkit.dumps(document)
+    tables = {
+        "hypervisor": {handler.hypervisor: hypervisor},
+        "runtime": {
+            "vfio_mode": "guest-kernel",
+            "pod_resource_api_sock": handler.pod_resource_api_sock,
+        },
+    }
+    return f"# {_HEADER}\n\n{tomli_w.dumps(tables)}"
