@@ -5,14 +5,9 @@ Anything else that escapes is a bug and may crash its task. Every text starts wi
 "cannot" and says what, why, and where it helps what to do.
 """
 
-from typing import ClassVar
-
 
 class KataGpuError(Exception):
     """Base of every deliberate error."""
-
-    #: Whether the same request may succeed later with nobody changing anything.
-    retryable: ClassVar[bool] = False
 
 
 class InvalidBlueprint(KataGpuError):  # noqa: N818 - it names what is invalid, for its author
@@ -22,19 +17,13 @@ class InvalidBlueprint(KataGpuError):  # noqa: N818 - it names what is invalid, 
 class HostError(KataGpuError):
     """The operating system refused an operation; the OSError is ``__cause__``."""
 
-    retryable = True
-
 
 class VerificationError(KataGpuError):
     """Every operation was accepted, yet the host is not in the state asked for."""
 
-    retryable = True
-
 
 class HeldError(KataGpuError):
     """Somebody uses the device, so nothing was changed; it may succeed when they are gone."""
-
-    retryable = True
 
 
 class LedgerError(KataGpuError):

@@ -56,6 +56,7 @@ def plan(
             may_move=unit.pool not in formed.refused_pools,
         )
     draft.consider_orphans({unit.id for unit in formed.units}, failed or {})
+    draft.consider_platform()
     return draft.finish()
 
 
@@ -142,6 +143,17 @@ class _Draft:
                     "it is ours, but no pool selects it any more, so it is left alone",
                     f"kata-gpu release {entry.unit} gives it back",
                 )
+
+    def consider_platform(self) -> None:
+        """Warn of what the host allows and should not."""
+        if self._passengers and self._inventory.platform.unsafe_interrupts:
+            self._note(
+                Severity.WARNING,
+                "node",
+                "vfio_iommu_type1.allow_unsafe_interrupts is set, so a guest may send the host "
+                "interrupts of its own making",
+                "unset it; a node that needs it cannot isolate its guests",
+            )
 
     def release(self, entry: LedgerEntry, reason: str) -> None:
         """Add the way back to the original drivers, last function first."""
