@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -64,7 +65,7 @@ def start(kernel: FakeKernel, text: str = TEXT) -> None:
     path = kernel.host.path(SETTINGS.blueprint)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    load = daemon.blueprint_from(path)
+    load = partial(blueprint.load, path)
     asyncio.run(daemon.run(kernel.host, SETTINGS, load, NoHints()))
 
 
@@ -181,7 +182,7 @@ def test_a_socket_path_that_is_too_long_for_the_kernel(tmp_path: Path) -> None:
 def test_a_socket_that_is_served_already(tmp_path: Path) -> None:
     kernel = nodes.single_gpu(tmp_path)
     path = kernel.host.path(SETTINGS.socket)
-    load = daemon.blueprint_from(kernel.host.path(SETTINGS.blueprint))
+    load = partial(blueprint.load, kernel.host.path(SETTINGS.blueprint))
     elsewhere = replace(SETTINGS, state_directory="/var/lib/another")
     kernel.host.path("/etc/kata-gpu").mkdir(parents=True)
     kernel.host.path(SETTINGS.blueprint).write_text(TEXT)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from kata_gpu.errors import HeldError, HostError, InvalidBlueprint, LedgerError
 from kata_gpu.model.ledger import Stage
 from kata_gpu.model.pci import Binding, PciAddress
 from kata_gpu.observe import client
+from kata_gpu.settings import blueprint
 from kata_gpu.settings.agent import Settings
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
@@ -108,7 +110,7 @@ def run(
     kernel: FakeKernel, events: Events, script: Script | None, settings: Settings = QUICK
 ) -> None:
     """Let the daemon run, follow the script, and end it with SIGTERM; without a script, wait."""
-    load = daemon.blueprint_from(kernel.host.path(SETTINGS.blueprint))
+    load = partial(blueprint.load, kernel.host.path(SETTINGS.blueprint))
 
     async def main() -> None:
         task = asyncio.create_task(daemon.run(kernel.host, settings, load, events))
@@ -350,7 +352,7 @@ def test_what_a_killed_agent_left_half_written_is_swept(kernel: FakeKernel, even
 def test_a_second_daemon_is_refused_and_the_first_goes_on(
     kernel: FakeKernel, events: Events
 ) -> None:
-    load = daemon.blueprint_from(kernel.host.path(SETTINGS.blueprint))
+    load = partial(blueprint.load, kernel.host.path(SETTINGS.blueprint))
 
     async def script(agent: Agent) -> None:
         with pytest.raises(HeldError, match=rf"process {os.getpid()} holds"):

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,7 @@ class Agent:
         return node.converge(self.host, self.settings, self.blueprint, self.journal)
 
     def states(self) -> dict[str, UnitState]:
-        turn = node.converge(
-            self.host, self.settings, replace(self.blueprint), self.journal, failed={}
-        )
+        turn = self.converge()
         described = node.describe(
             turn,
             self.settings,

@@ -21,14 +21,13 @@ from typing import Final
 
 from kata_gpu.errors import HostError, KataGpuError, RollbackError, VerificationError
 from kata_gpu.host.sysfs import Sysfs
-from kata_gpu.model.pci import Binding, PciAddress
+from kata_gpu.model.pci import OVERRIDE_UNSET, Binding, PciAddress
 
 log = logging.getLogger(__name__)
 
 Targets = Mapping[PciAddress, Binding]
 
 _OVERRIDE_CLEARED: Final = "\n"  # an empty write never reaches the store
-_OVERRIDE_UNSET: Final = frozenset({"(null)", ""})
 
 
 def read(sysfs: Sysfs, address: PciAddress) -> Binding:
@@ -37,7 +36,7 @@ def read(sysfs: Sysfs, address: PciAddress) -> Binding:
     override = sysfs.read(f"{device}/driver_override")
     return Binding(
         driver=sysfs.link(f"{device}/driver"),
-        override=None if override in _OVERRIDE_UNSET else override,
+        override=None if override in OVERRIDE_UNSET else override,
     )
 
 

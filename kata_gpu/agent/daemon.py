@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Protocol
 
 from kata_gpu.act.journal import Journal
@@ -243,10 +242,3 @@ def _log_changes(before: NodeState | None, after: NodeState) -> None:
     for outcome in after.last_report.outcomes if before is None else ():
         if outcome.result is Result.SKIPPED:
             log.warning("skipped: %s: %s", outcome.step, outcome.detail)
-
-
-def blueprint_from(path: Path) -> LoadBlueprint:
-    """Return what reads the blueprint at *path*."""
-    from kata_gpu.settings import blueprint  # noqa: PLC0415 - pydantic is for who parses
-
-    return lambda: blueprint.load(path)

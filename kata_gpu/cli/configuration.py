@@ -23,14 +23,9 @@ def settings(options: argparse.Namespace) -> Settings:
     return agent_file.load(path)
 
 
-def blueprint_path(options: argparse.Namespace, found: Settings) -> Path:
-    """Return the path of the blueprint in force."""
-    path: Path | None = options.blueprint
-    return path or host(options).path(found.blueprint)
-
-
 def blueprint(options: argparse.Namespace, found: Settings) -> Blueprint:
     """Return the blueprint in force."""
     from kata_gpu.settings import blueprint as file  # noqa: PLC0415 - pydantic is for who parses
 
-    return file.load(blueprint_path(options, found))
+    path: Path | None = options.blueprint
+    return file.load(path or host(options).path(found.blueprint))

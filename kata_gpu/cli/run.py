@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import gc
+from functools import partial
 
 from kata_gpu.agent import daemon
 from kata_gpu.cli import configuration, context
@@ -14,6 +15,6 @@ def run(options: argparse.Namespace) -> int:
     """Hold the node to the blueprint until a signal ends it."""
     gc.enable()
     settings = configuration.settings(options)
-    load = daemon.blueprint_from(configuration.blueprint_path(options, settings))
+    load = partial(configuration.blueprint, options, settings)
     asyncio.run(daemon.run(context.host(options), settings, load, Uevents.subscribe()))
     return ExitCode.OK

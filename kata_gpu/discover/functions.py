@@ -14,6 +14,7 @@ from kata_gpu.errors import HostError
 from kata_gpu.host.pci_ids import PciIds
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.model.pci import (
+    OVERRIDE_UNSET,
     Bar,
     Binding,
     Identity,
@@ -50,7 +51,6 @@ _HEX: Final = re.compile(r"0x[0-9a-f]{1,16}")
 _SPEED: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9])?) GT/s")
 _ROOT: Final = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 
-_OVERRIDE_UNSET: Final = frozenset({"(null)", ""})
 _BARS: Final = 6
 _NO_BAR: Final = " ".join(3 * ["0x0000000000000000"])
 _FLAG_IO: Final = 0x100
@@ -178,7 +178,7 @@ def _name(text: str | None) -> str | None:
 
 
 def _override(text: str) -> str | None:
-    if text in _OVERRIDE_UNSET:
+    if text in OVERRIDE_UNSET:
         return None
     if not _NAME.fullmatch(text):
         raise ValueError(f"driver_override is {text[:64]!r}, not a driver's name")

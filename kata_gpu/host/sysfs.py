@@ -35,11 +35,7 @@ class Sysfs:
     def head(self, path: str, count: int) -> bytes:
         """Return the first *count* bytes of a binary attribute, or as many as there are."""
         try:
-            fd = os.open(self._at(path), _READ)
-            try:
-                return os.read(fd, count)
-            finally:
-                os.close(fd)
+            return _read(os.open(self._at(path), _READ), count)
         except OSError as error:
             raise HostError(f"cannot read {path}: {error.strerror}") from error
 
@@ -140,9 +136,9 @@ def is_character_device(path: Path) -> bool:
         return False
 
 
-def _read(fd: int) -> bytes:
+def _read(fd: int, count: int = _ATTRIBUTE_MAX_BYTES) -> bytes:
     try:
-        return os.read(fd, _ATTRIBUTE_MAX_BYTES)
+        return os.read(fd, count)
     finally:
         os.close(fd)
 

@@ -14,6 +14,9 @@ _ADDRESS: Final = re.compile(
 
 NVIDIA: Final = 0x10DE
 
+OVERRIDE_UNSET: Final = frozenset({"(null)", ""})
+"""What ``driver_override`` reads when any matching driver may bind."""
+
 CLASS_STORAGE: Final = 0x01
 CLASS_DISPLAY: Final = 0x03
 CLASS_AUDIO: Final = 0x0403

@@ -78,6 +78,18 @@ def without(content: str, names: Iterable[str]) -> str | None:
     return _text(spec) if spec["devices"] else None
 
 
+def published(content: str, name: str) -> tuple[str, ...]:
+    """Return the nodes that a spec of ours gives the named device; empty when it has none."""
+    try:
+        return next(
+            tuple(node["path"] for node in device["containerEdits"]["deviceNodes"])
+            for device in json.loads(content)["devices"]
+            if device["name"] == name
+        )
+    except (ValueError, KeyError, TypeError, StopIteration):
+        return ()
+
+
 def _device(name: str, paths: tuple[str, ...]) -> dict[str, Any]:
     edits = {"deviceNodes": [{"path": path, "hostPath": path} for path in paths]}
     return {"name": name, "containerEdits": edits}

@@ -1,6 +1,5 @@
 """What each unit is to the node's users, and why: a pure look at plan and inventory."""
 
-import json
 from collections.abc import Mapping
 
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
@@ -65,15 +64,7 @@ def _published(inventory: Inventory, pool: Pool, unit: Unit, cdi_directory: str)
     if pool.resource is None:
         return ()
     content = inventory.content(cdi.path(cdi_directory, pool.resource))
-    try:
-        devices = json.loads(content or "")["devices"]
-        return next(
-            tuple(node["path"] for node in device["containerEdits"]["deviceNodes"])
-            for device in devices
-            if device["name"] == unit.id
-        )
-    except (ValueError, KeyError, TypeError, StopIteration):
-        return ()
+    return cdi.published(content or "", unit.id)
 
 
 def _status(
