@@ -26,6 +26,17 @@ class HeldError(KataGpuError):
     """Somebody uses the device, so nothing was changed; it may succeed when they are gone."""
 
 
+class StuckError(KataGpuError):
+    """The kernel has not ended an operation in time and works on it: touch nothing near it.
+
+    :attr:`pid` is the process that waits for it, and cannot be ended.
+    """
+
+    def __init__(self, message: str, pid: int) -> None:
+        super().__init__(message)
+        self.pid = pid
+
+
 class LedgerError(KataGpuError):
     """The ledger cannot be trusted: nothing on this node may be changed until it can."""
 

@@ -1,6 +1,7 @@
 """Steps are taken in order and announced in the ledger; an end at any moment can be mended."""
 
 import errno
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -10,7 +11,7 @@ import pytest
 from kata_gpu.act import binding, executor
 from kata_gpu.agent import node
 from kata_gpu.errors import HostError
-from kata_gpu.host import Host
+from kata_gpu.host import Host, children
 from kata_gpu.model.ledger import Ledger, LedgerEntry, Stage
 from kata_gpu.model.pci import Binding, PciAddress
 from kata_gpu.model.plan import Plan, RemoveFile, Step, WriteFile
@@ -314,10 +315,75 @@ def test_where_processes_cannot_be_listed_nothing_is_taken(kernel: FakeKernel) -
     (kernel.root / f"bus/pci/devices/{GPU}/drm/card0").mkdir(parents=True)
     use(kernel, "dri/card0")
     elsewhere = kernel.host.path("/proc").rename(kernel.host.root / "elsewhere")
-    (failure,) = bind(kernel).failures
-    assert "cannot list" in str(failure.detail)
+    with pytest.raises(HostError, match="cannot list"):
+        bind(kernel)
     assert elsewhere.exists()
     assert kernel.writes == []
+
+
+# Stores that hang
+
+
+def hold_on(kernel: FakeKernel) -> None:
+    """Let the kernel's user come in the moment before the unbind, when nobody can see it."""
+    kernel.patience_s = 0.02
+
+    def take(path: str, _value: str) -> None:
+        if path.endswith("vfio-pci/unbind"):
+            kernel.bus.functions[nodes.GPU].holders = 1
+
+    kernel.on_write = take
+
+
+def let_go(kernel: FakeKernel) -> None:
+    kernel.on_write = None
+    kernel.vm_leaves(nodes.GPU)
+    while children.leftovers(kernel.host.path("/proc")):
+        time.sleep(0.001)
+
+
+def test_a_store_that_hangs_leaves_the_unit_stuck_and_touches_nothing_more(
+    kernel: FakeKernel,
+) -> None:
+    bind(kernel)
+    hold_on(kernel)
+    (failure,) = release(kernel).failures
+    assert "cannot wait longer" in str(failure.detail)
+    found = entry(kernel)
+    assert found is not None
+    assert found.stage is Stage.RELEASING
+    assert originals(kernel) == {GPU: HOME[GPU]}
+    writes = len(kernel.writes)
+    for act in (bind, release):
+        assert act(kernel).outcomes == ()
+    assert len(kernel.writes) == writes
+    let_go(kernel)
+
+
+def test_a_stuck_unit_says_what_hangs_and_since_when(kernel: FakeKernel) -> None:
+    bind(kernel)
+    hold_on(kernel)
+    release(kernel)
+    turn = node.converge(kernel.host, SETTINGS, EVERY_GPU, journal_of(kernel.host))
+    (finding,) = turn.plan.refusals
+    assert "it is stuck: a write of '0000:01:00.0' to bus/pci/drivers/vfio-pci/unbind" in str(
+        finding
+    )
+    assert "in vfio_unregister_group_dev (pid 41" in str(finding)
+    assert "a reboot will hang too" in str(finding)
+    let_go(kernel)
+
+
+@pytest.mark.parametrize("then", [bind, release])
+def test_when_a_stuck_store_has_ended_the_unit_goes_on(
+    kernel: FakeKernel, then: Callable[[FakeKernel], Report]
+) -> None:
+    bind(kernel)
+    hold_on(kernel)
+    release(kernel)
+    let_go(kernel)
+    assert not then(kernel).failures
+    assert state(kernel) == {GPU: VFIO if then is bind else HOME[GPU]}
 
 
 # A sudden end

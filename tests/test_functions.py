@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kata_gpu.discover import functions
-from kata_gpu.discover.functions import UnreadableFunctionError
+from kata_gpu.discover.functions import Place, UnreadableFunctionError
+from kata_gpu.host.children import Answer
 from kata_gpu.host.pci_ids import PciIds
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.model.pci import (
@@ -31,7 +32,13 @@ ESCAPE = "\x1b[31mvfio-pci"
 
 
 def read(sysfs: Sysfs, name: str = GPU) -> PciFunction:
-    return functions.details(sysfs, functions.place(sysfs, name), PciIds())
+    where = functions.place(sysfs, name)
+    return functions.details(sysfs, where, PciIds(), override_of(sysfs, where))
+
+
+def override_of(sysfs: Sysfs, where: Place) -> Answer:
+    path = functions.override_path(where.identity.address)
+    return sysfs.locked([path])[path]
 
 
 def say(kernel: FakeKernel, attribute: str, content: bytes | str | None, name: str = GPU) -> None:
@@ -309,7 +316,7 @@ def test_a_function_that_vanished_since_it_was_placed_is_unreadable(tmp_path: Pa
     where = functions.place(kernel, GPU)
     kernel.unplug(GPU)
     with pytest.raises(UnreadableFunctionError, match="No such file or directory"):
-        functions.details(kernel, where, PciIds())
+        functions.details(kernel, where, PciIds(), override_of(kernel, where))
 
 
 # Whatever it says

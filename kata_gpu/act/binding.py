@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from kata_gpu.errors import HostError, KataGpuError, RollbackError, VerificationError
+from kata_gpu.errors import HostError, KataGpuError, RollbackError, StuckError, VerificationError
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.model.pci import OVERRIDE_UNSET, Binding, PciAddress
 
@@ -33,7 +33,10 @@ _OVERRIDE_CLEARED: Final = "\n"  # an empty write never reaches the store
 def read(sysfs: Sysfs, address: PciAddress) -> Binding:
     """Return the binding the kernel reports now; raise HostError without the function."""
     device = f"bus/pci/devices/{address}"
-    override = sysfs.read(f"{device}/driver_override")
+    path = f"{device}/driver_override"
+    override = sysfs.locked([path])[path]
+    if isinstance(override, KataGpuError):
+        raise override
     return Binding(
         driver=sysfs.link(f"{device}/driver"),
         override=None if override in OVERRIDE_UNSET else override,
@@ -43,8 +46,7 @@ def read(sysfs: Sysfs, address: PciAddress) -> Binding:
 def rebind(sysfs: Sysfs, targets: Targets) -> None:
     """Give every function its target binding, in the order of *targets*, or none of them.
 
-    A function that has it already is not written to. Blocks until the old drivers let go,
-    which may be never: the caller chooses the thread and how long to wait for it.
+    A function that has it already is not written to.
 
     Raises:
         HostError: the kernel refused a step, or a function vanished; what is still there has
@@ -52,6 +54,7 @@ def rebind(sysfs: Sysfs, targets: Targets) -> None:
         VerificationError: no step was refused, yet a binding read back is not the target;
             the old bindings are in place.
         RollbackError: the old bindings could not be restored.
+        StuckError: a step does not return; nothing else was touched since.
     """
     before = {address: read(sysfs, address) for address in targets}
     for address, target in targets.items():
@@ -63,6 +66,8 @@ def rebind(sysfs: Sysfs, targets: Targets) -> None:
     started = time.monotonic()
     try:
         _move(sysfs, targets)
+    except StuckError:  # whatever is written now would wait for it
+        raise
     except KataGpuError as failure:
         gone = [a for a in targets if not sysfs.exists(f"bus/pci/devices/{a}")]
         _roll_back(sysfs, {a: b for a, b in before.items() if a not in gone}, failure)
@@ -111,6 +116,8 @@ def _roll_back(sysfs: Sysfs, before: Targets, failure: KataGpuError) -> None:
     undo = {address: before[address] for address in reversed(list(before))}
     try:
         _move(sysfs, undo)
+    except StuckError:
+        raise
     except KataGpuError as error:
         where = ", ".join(f"{address} to {binding}" for address, binding in before.items())
         message = f"cannot return {where} ({error}) after a failure: {failure}"

@@ -10,7 +10,7 @@ from kata_gpu.act import executor
 from kata_gpu.act.executor import Progress
 from kata_gpu.act.journal import Journal
 from kata_gpu.discover import inventory as discover
-from kata_gpu.host import Host
+from kata_gpu.host import Host, children
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger
@@ -52,6 +52,7 @@ def look(host: Host, settings: Settings, blueprint: Blueprint, ledger: Ledger) -
         interest=interest,
         handlers={handler.name: handler.config for handler in blueprint.handlers},
         paths=(*specs, *ledger.files),
+        operations=children.leftovers(host.path("/proc")),
     )
 
 

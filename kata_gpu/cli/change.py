@@ -43,7 +43,8 @@ def _step(step: Step) -> dict[str, Any]:
 
 def apply(options: argparse.Namespace) -> int:
     """Take the plan's steps, after asking."""
-    host, settings = context.host(options), configuration.settings(options)
+    settings = configuration.settings(options)
+    host = context.working_host(options, settings.operation_timeout_s)
     wanted = configuration.blueprint(options, settings)
     ledger = Journal(host.path(settings.ledger)).ledger
     _, found = node.make_plan(host, settings, wanted, ledger)
@@ -62,7 +63,8 @@ def apply(options: argparse.Namespace) -> int:
 
 def release(options: argparse.Namespace) -> int:
     """Give units back, after asking."""
-    host, settings = context.host(options), configuration.settings(options)
+    settings = configuration.settings(options)
+    host = context.working_host(options, settings.operation_timeout_s)
     if options.all == bool(options.unit):
         print("kata-gpu: cannot release: name units, or say --all", file=sys.stderr)
         return ExitCode.USAGE

@@ -15,6 +15,7 @@ def run(options: argparse.Namespace) -> int:
     """Hold the node to the blueprint until a signal ends it."""
     gc.enable()
     settings = configuration.settings(options)
+    host = context.working_host(options, settings.operation_timeout_s)
     load = partial(configuration.blueprint, options, settings)
-    asyncio.run(daemon.run(context.host(options), settings, load, Uevents.subscribe()))
+    asyncio.run(daemon.run(host, settings, load, Uevents.subscribe()))
     return ExitCode.OK

@@ -9,7 +9,7 @@ from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError
 from kata_gpu.observe import client
 
-_COLOURS: Final = {"available": "good", "host": "good", "refused": "bad", "failed": "bad"}
+_BAD: Final = frozenset({"refused", "failed", "stuck"})
 _HEADER: Final = ("UNIT", "STATE", "POOL", "RESOURCE", "GROUP", "NUMA", "DEVICE")
 _WIDE: Final = ("DRIVERS", "NODES")
 
@@ -58,7 +58,7 @@ def _text(state: dict[str, Any], *, is_wide: bool) -> str:
     lines += [
         output.coloured(f"{unit['id']} is {unit['state']}: {unit['reason']}", "bad")
         for unit in state["units"]
-        if unit["state"] in {"refused", "failed", "pending"}
+        if unit["state"] in _BAD | {"pending"}
     ]
     lines += [
         f"{finding['severity']}: {finding['subject']}: {finding['reason']}; {finding['remedy']}"

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from kata_gpu.errors import HostError
+from kata_gpu.errors import HostError, KataGpuError, StuckError
+from kata_gpu.host.children import Answer
 from kata_gpu.host.pci_ids import PciIds
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.model.pci import (
@@ -36,7 +37,6 @@ _DETAILS: Final = (
     "subsystem_vendor",
     "subsystem_device",
     "revision",
-    "driver_override",
     "numa_node",
     "resource",
     *sorted(_LINK),
@@ -44,13 +44,13 @@ _DETAILS: Final = (
     "power_state",
     "boot_vga",
     "sriov_totalvfs",
-    "sriov_numvfs",
 )
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 _HEX: Final = re.compile(r"0x[0-9a-f]{1,16}")
 _SPEED: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9])?) GT/s")
 _ROOT: Final = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 
+_VF_LINK: Final = re.compile(r"virtfn[0-9]{1,5}")
 _BARS: Final = 6
 _NO_BAR: Final = " ".join(3 * ["0x0000000000000000"])
 _FLAG_IO: Final = 0x100
@@ -104,8 +104,16 @@ def place(sysfs: Sysfs, name: str) -> Place:
         raise UnreadableFunctionError(f"cannot read PCI function {name!r}: {error}") from error
 
 
-def details(sysfs: Sysfs, where: Place, names: PciIds) -> PciFunction:
-    """Read everything about the function at *where*.
+def override_path(address: PciAddress) -> str:
+    """Return the attribute to ask `Sysfs.locked` for before `details`."""
+    return f"{DEVICES}/{address}/driver_override"
+
+
+def details(sysfs: Sysfs, where: Place, names: PciIds, override: Answer) -> PciFunction:
+    """Read everything about the function at *where* that needs no lock.
+
+    *override* is what its driver_override answered; where it hangs, it counts as unset, and
+    the inventory's operations say that the binding is not to be relied on.
 
     Raises:
         UnreadableFunctionError: it vanished, or its attributes are not what they must be.
@@ -122,7 +130,7 @@ def details(sysfs: Sysfs, where: Place, names: PciIds) -> PciFunction:
             revision=_hex(found, "revision", absent="0x0"),
             binding=Binding(
                 driver=_name(sysfs.link(f"{directory}/driver")),
-                override=_override(found.get("driver_override", "")),
+                override=_override(override),
             ),
             numa_node=_known(found.get("numa_node")),
             iommu_group=where.group,
@@ -177,12 +185,16 @@ def _name(text: str | None) -> str | None:
     return text if text is not None and _NAME.fullmatch(text) else None
 
 
-def _override(text: str) -> str | None:
-    if text in OVERRIDE_UNSET:
+def _override(answer: Answer) -> str | None:
+    if isinstance(answer, StuckError):
         return None
-    if not _NAME.fullmatch(text):
-        raise ValueError(f"driver_override is {text[:64]!r}, not a driver's name")
-    return text
+    if isinstance(answer, KataGpuError):
+        raise answer
+    if answer in OVERRIDE_UNSET:
+        return None
+    if not _NAME.fullmatch(answer):
+        raise ValueError(f"driver_override is {answer[:64]!r}, not a driver's name")
+    return answer
 
 
 def _group(text: str | None) -> int | None:
@@ -247,7 +259,8 @@ def _sriov(sysfs: Sysfs, directory: str, found: dict[str, str]) -> SriovRole | N
     total = _known(found.get("sriov_totalvfs"))
     if not total:
         return None
-    return PhysicalFunction(total_vfs=total, active_vfs=_known(found.get("sriov_numvfs")) or 0)
+    active = sum(1 for name in sysfs.names(directory) if _VF_LINK.fullmatch(name))
+    return PhysicalFunction(total_vfs=total, active_vfs=active)  # sriov_numvfs takes the lock
 
 
 def _cdev(sysfs: Sysfs, directory: str) -> str | None:

@@ -12,11 +12,13 @@ from typing import Final
 
 from kata_gpu.discover import functions, kata, platform
 from kata_gpu.discover.functions import DEVICES, Place, UnreadableFunctionError
-from kata_gpu.errors import HostError
-from kata_gpu.host import Host, files, pci_ids
+from kata_gpu.errors import HostError, StuckError
+from kata_gpu.host import Host, children, files, pci_ids
+from kata_gpu.host.children import Answer
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.model.inventory import FileContent, Inventory, Problem
 from kata_gpu.model.iommu import IommuGroup
+from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import Identity, PciAddress, PciFunction
 
 Interest = Callable[[Identity], bool]
@@ -37,21 +39,28 @@ def collect(
     interest: Interest = is_accelerator,
     handlers: Mapping[str, str] | None = None,
     paths: Iterable[str] = (),
+    operations: tuple[Operation, ...] = (),
 ) -> Inventory:
     """Look at the host once.
 
     *interest* adds functions to those that always matter; *handlers* are base files of
-    Kata by handler; *paths* are files whose content the planner compares.
+    Kata by handler; *paths* are files whose content the planner compares; *operations* are
+    known to hang, so that nobody waits for the same lock again.
     """
     read_at = datetime.now(UTC)
     problems: list[Problem] = []
     places = _places(host.sysfs, problems)
     wanted = _that_matter(places, interest)
+    overrides = _overrides(host.sysfs, wanted, operations)
+    if any(isinstance(answer, StuckError) for answer in overrides.values()):
+        operations = children.leftovers(host.path("/proc"))
     found: list[PciFunction] = []
     with pci_ids.opened(host.root) as names:
         for address in sorted(wanted):
             try:
-                found.append(functions.details(host.sysfs, places[address], names))
+                found.append(
+                    functions.details(host.sysfs, places[address], names, overrides[address])
+                )
             except UnreadableFunctionError as error:
                 problems.append(Problem(subject=str(address), reason=str(error)))
     numbers = {f.iommu_group for f in found if f.iommu_group is not None}
@@ -65,9 +74,22 @@ def collect(
         files=tuple(
             _contents(host, (*paths, *(base.drop_in for base in bases if base.drop_in)), problems)
         ),
+        operations=operations,
         problems=(*problems, *unknown),
         read_at=read_at,
     )
+
+
+def _overrides(
+    sysfs: Sysfs, wanted: Iterable[PciAddress], operations: Iterable[Operation]
+) -> dict[PciAddress, Answer]:
+    hung = {op.address: StuckError(f"cannot read it: {op}", op.pid) for op in operations}
+    asked = {functions.override_path(address): address for address in wanted if address not in hung}
+    answers = sysfs.locked(list(asked))
+    return {
+        **{address: error for address, error in hung.items() if address is not None},
+        **{address: answers[path] for path, address in asked.items()},
+    }
 
 
 def _places(sysfs: Sysfs, problems: list[Problem]) -> dict[PciAddress, Place]:

@@ -10,10 +10,11 @@ before it becomes a name, a path or a line of output.
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kata_gpu.errors import HostError
+from kata_gpu.host.children import Answer, Children
 
 _ATTRIBUTE_MAX_BYTES = 4096  # a page, where sysfs ends every text attribute
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -22,8 +23,9 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 class Sysfs:
     """One sysfs mount. Every method raises HostError where the kernel says no."""
 
-    def __init__(self, root: Path = Path("/sys")) -> None:
+    def __init__(self, root: Path = Path("/sys"), children: Children | None = None) -> None:
         self.root = root
+        self._children = children
 
     def read(self, path: str) -> str:
         """Return the text of an attribute without its final newline."""
@@ -70,23 +72,37 @@ class Sysfs:
             os.close(folder)
         return found
 
+    def locked(self, paths: Sequence[str]) -> dict[str, Answer]:
+        """Read attributes that are shown under a lock, which somebody may hold for ever.
+
+        One that does not answer is a StuckError among the answers; a missing one a HostError.
+        """
+        if self._children is not None:
+            return self._children.read(paths)
+        return {path: self._answer(path) for path in paths}
+
     def write(self, path: str, value: str) -> None:
         """Store a value in a single write, which is how the kernel takes it.
 
         The attribute must exist (no O_CREAT): a misspelt path fails here instead of
-        leaving a file behind. Blocks for as long as the kernel's store does.
+        leaving a file behind. Without children it blocks for as long as the kernel does.
 
         Raises:
             HostError: the attribute is missing, or the store returned an errno.
+            StuckError: the store does not return, and may yet do what was asked.
             ValueError: the value is empty, so the kernel would never see it
                 (sysfs_kf_write in Linux fs/sysfs/file.c); clear with a newline.
         """
         if not value:
             raise ValueError(f"an empty write to {path} never reaches the kernel")
+        at, data = self._at(path), value.encode("latin-1")  # as it was read
+        if self._children is not None:
+            self._children.write(path, data)
+            return
         try:
-            fd = os.open(self._at(path), os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(at, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                os.write(fd, value.encode("latin-1"))  # as it was read
+                os.write(fd, data)
             finally:
                 os.close(fd)
         except OSError as error:
@@ -120,6 +136,12 @@ class Sysfs:
     def exists(self, path: str) -> bool:
         """Tell whether the attribute or directory is there now."""
         return os.path.exists(self._at(path))
+
+    def _answer(self, path: str) -> Answer:
+        try:
+            return self.read(path)
+        except HostError as error:
+            return error
 
     def _at(self, path: str) -> str:
         """Return the absolute path; ValueError for one that would leave the tree."""

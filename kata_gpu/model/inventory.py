@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kata_gpu.model.iommu import IommuGroup
+from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.platform import Platform
 
@@ -61,6 +62,9 @@ class Inventory:
     platform: Platform
     kata: tuple[KataBase, ...]
     files: tuple[FileContent, ...]
+    operations: tuple[Operation, ...]
+    """What hangs in the kernel: a function that one is about has no binding to rely on."""
+
     problems: tuple[Problem, ...]
     read_at: datetime  # UTC
 

@@ -58,6 +58,11 @@ class PciAddress:
         return self.domain, self.bus, self.device
 
 
+def addresses_in(text: str) -> tuple[PciAddress, ...]:
+    """Return every address that *text* names, in order."""
+    return tuple(PciAddress.parse(match[0]) for match in _ADDRESS.finditer(text))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """What a function is and where it sits: all that is read of one that does not matter."""

@@ -60,6 +60,9 @@ class UnitState(StrEnum):
     FAILED = "failed"
     """A step failed; the unit is where the step's error says."""
 
+    STUCK = "stuck"
+    """An operation on it hangs in the kernel; nothing else is done to it until that ends."""
+
     HOST = "host"
     """With its host driver, as the blueprint says."""
 

@@ -50,6 +50,8 @@ def plan(
     draft = _Draft(blueprint, inventory, ledger, cdi_directory)
     draft.findings.extend(formed.findings)
     for unit in formed.units:
+        if draft.note_stuck(unit.id, unit.functions):
+            continue
         draft.consider(
             unit,
             failure=(failed or {}).get(unit.id),
@@ -125,6 +127,8 @@ class _Draft:
         for entry in self._ledger.entries:
             if entry.unit in known:
                 continue
+            if self.note_stuck(entry.unit, (f.address for f in entry.functions)):
+                continue
             if not any(f.address in self._functions for f in entry.functions):
                 self._note(
                     Severity.WARNING,
@@ -157,6 +161,8 @@ class _Draft:
 
     def release(self, entry: LedgerEntry, reason: str) -> None:
         """Add the way back to the original drivers, last function first."""
+        if self.note_stuck(entry.unit, (f.address for f in entry.functions)):
+            return
         moves = []
         for function in reversed(entry.functions):
             now = self._functions.get(function.address)
@@ -353,6 +359,21 @@ class _Draft:
             and entry.stage is Stage.BOUND
             and all(self._functions[address].binding == VFIO for address in unit.functions)
         )
+
+    def note_stuck(self, unit: str, addresses: Iterable[PciAddress]) -> bool:
+        """Tell whether an operation on the unit hangs, in which case nothing else may follow."""
+        hung = {operation.address: operation for operation in self._inventory.operations}
+        found = next((hung[address] for address in addresses if address in hung), None)
+        if found is None:
+            return False
+        self._note(
+            Severity.REFUSED,
+            unit,
+            f"it is stuck: {found}; nothing is written to its group until that ends",
+            "end what uses the device; if nothing does, only a power cycle helps, for a reboot "
+            "will hang too",
+        )
+        return True
 
     def _note_failed(self, unit: str, failure: str) -> None:
         self._note(Severity.REFUSED, unit, failure, "it is tried again later")

@@ -29,11 +29,14 @@ def assess(
         if finding.severity is Severity.REFUSED
     }
     moving = {step.entry.unit for step in plan.steps if isinstance(step, MoveGroup)}
+    hung = {operation.address for operation in inventory.operations}
     statuses = []
     for unit in formed.units:
         pool = pools[unit.pool]
         nodes = _published(inventory, pool, unit, cdi_directory)
-        if unit.id in failed:
+        if hung & set(unit.functions):
+            state, reason = UnitState.STUCK, refused[unit.id]
+        elif unit.id in failed:
             state, reason = UnitState.FAILED, failed[unit.id]
         elif unit.id in refused:
             state, reason = UnitState.REFUSED, refused[unit.id]

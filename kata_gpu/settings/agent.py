@@ -27,6 +27,9 @@ class Settings:
     settle_s: float = 0.2
     """How long it waits after an event for others of the same cause."""
 
+    operation_timeout_s: float = 30.0
+    """How long an unbind, a bind or a reset may take before its unit counts as stuck."""
+
     @property
     def ledger(self) -> str:
         """The ledger's path."""

@@ -42,6 +42,7 @@ class SettingsFile(Table):
     cdi_directory: AbsolutePath = _DEFAULTS.cdi_directory
     rescan_interval_s: float = Field(_DEFAULTS.rescan_interval_s, ge=1, le=60)
     settle_s: float = Field(_DEFAULTS.settle_s, ge=0, le=10)
+    operation_timeout_s: float = Field(_DEFAULTS.operation_timeout_s, ge=1, le=600)
 
 
 def load(path: Path) -> Settings:

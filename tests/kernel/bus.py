@@ -31,6 +31,7 @@ class Function:
     virtuals: list[str] = field(default_factory=list)
     virtuals_probe: bool = True
     holders: int = 0
+    unbinder: int | None = None
     """How many users have it open through VFIO."""
 
     stuck: bool = False

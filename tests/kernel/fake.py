@@ -8,13 +8,15 @@ never a success.
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from kata_gpu.errors import HostError
+from kata_gpu.errors import HostError, StuckError
 from kata_gpu.host import Host
+from kata_gpu.host.children import Answer
 from kata_gpu.host.sysfs import Sysfs
 from tests.kernel import attributes
 from tests.kernel.answers import WouldBlockForever, refuse
@@ -71,6 +73,7 @@ class FakeKernel(Sysfs):
         )
         self._has_iommu = iommu is not None
         self._lock = threading.RLock()
+        self._let_go = threading.Condition(self._lock)
 
         self.writes: list[tuple[str, str]] = []
         """Every write that was tried, as path and value, whatever came of it."""
@@ -86,8 +89,11 @@ class FakeKernel(Sysfs):
         """Called with each write that the kernel has accepted."""
         self.on_run: Callable[[tuple[str, ...]], str] | None = None
         """Answers every program that is not modprobe; without it they are not modelled."""
-        self.block_event: threading.Event | None = None
-        """What an unbind of a held function waits for; None raises WouldBlockForever."""
+        self.patience_s: float | None = None
+        """How long an unbind waits for the function's user before it is left to itself, as the
+        agent's children are; None raises WouldBlockForever instead."""
+        self.delay: Callable[[str, str], float] | None = None
+        """Tells how many seconds the kernel takes for a write."""
         self._failures: list[tuple[int | WriteFilter, int]] = []
         self._vanishing: list[tuple[int, str]] = []
 
@@ -248,18 +254,21 @@ class FakeKernel(Sysfs):
             with self.process(command, node):
                 yield
         finally:
-            with self._lock:
+            with self._let_go:
                 function.holders -= 1
+                self._let_go.notify_all()
+
+    def vm_leaves(self, address: str) -> None:
+        """Let the user of a function go, whoever it was."""
+        with self._let_go:
+            self.bus.functions[address].holders = 0
+            self._let_go.notify_all()
 
     @contextmanager
     def process(self, command: str, *nodes: Path) -> Iterator[int]:
         """Let a process have device nodes open, and return its pid."""
         with self._lock:
-            pid = next(
-                number
-                for number in range(_FIRST_PID, _FIRST_PID + 1000)
-                if not (self.tree.root / "proc" / str(number)).exists()
-            )
+            pid = self._free_pid()
             self.tree.add_process(pid, command, nodes)
         try:
             yield pid
@@ -311,11 +320,13 @@ class FakeKernel(Sysfs):
             self.writes.append((path, value))
             if self.on_write is not None:
                 self.on_write(path, value)
+        if self.delay is not None:
+            time.sleep(self.delay(path, value))
         try:
             with self._lock:
                 waiting = self._store(index, path, value)
             if waiting is not None:
-                self._finish_unbind(waiting)
+                self._wait(waiting, path, value)
         except OSError as error:
             raise HostError(
                 f"cannot write {value!r} to {self.root / path}: {error.strerror}"
@@ -332,7 +343,7 @@ class FakeKernel(Sysfs):
         folder, _, attribute = real.rpartition("/")
         self._open(path, attribute)
         waiting = attributes.store(self.bus, folder, attribute, value)
-        if waiting is not None and self.block_event is None:
+        if waiting is not None and self.patience_s is None:
             raise WouldBlockForever(f"a user has {waiting.spec.address} open")
         return waiting
 
@@ -368,16 +379,47 @@ class FakeKernel(Sysfs):
         if not at.stat().st_mode & 0o222:
             refuse(errno.EACCES)
 
+    def _wait(self, function: Function, path: str, value: str) -> None:
+        """Wait for the user in a child, as the agent does, and leave it when it takes too long."""
+        function.stuck = True
+        self.tree.show_driver(function.spec, None)  # which goes first
+        unbind = threading.Thread(target=self._finish_unbind, args=(function,), daemon=True)
+        unbind.start()
+        unbind.join(self.patience_s)
+        with self._lock:
+            if not function.stuck:
+                return
+            function.unbinder = self._free_pid()
+            self.tree.add_child(function.unbinder, path, value)
+        raise StuckError(f"cannot wait longer for {path}", function.unbinder)
+
     def _finish_unbind(self, function: Function) -> None:
-        """Wait for the user as the kernel does: the driver link goes first."""
-        with self._lock:
-            function.stuck = True
-            self.tree.show_driver(function.spec, None)
-        assert self.block_event is not None
-        self.block_event.wait()
-        with self._lock:
+        with self._let_go:
+            self._let_go.wait_for(lambda: not function.holders)
             function.stuck = False
             self.bus.detach(function)
+            if function.unbinder is not None:
+                self.tree.remove_process(function.unbinder)
+                function.unbinder = None
+
+    def locked(self, paths: Sequence[str]) -> dict[str, Answer]:
+        """Read as `Sysfs.locked` does; what an unbind that waits has locked does not answer.
+
+        So it is on Linux 6.1; later ones show driver_override without the lock.
+        """
+        answers = super().locked(paths)
+        for path in paths:
+            function = self.bus.functions.get(path.split("/")[3])
+            if function is not None and function.stuck:
+                answers[path] = StuckError(f"cannot wait longer for {path}", 0)
+        return answers
+
+    def _free_pid(self) -> int:
+        return next(
+            number
+            for number in range(_FIRST_PID, _FIRST_PID + 1000)
+            if not (self.tree.root / "proc" / str(number)).exists()
+        )
 
     def _group(self, asked: int | None, *, translated: bool) -> int | None:
         if not (self._has_iommu and translated):

@@ -1,14 +1,14 @@
 """The fake kernel's builder, faults and users do what tests that rely on them believe."""
 
 import errno
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kata_gpu.errors import HostError
-from kata_gpu.host import procfs
+from kata_gpu.errors import HostError, StuckError
+from kata_gpu.host import children, procfs
 from tests.kernel import nodes
 from tests.kernel.answers import WouldBlockForever
 from tests.kernel.fake import FakeKernel
@@ -201,21 +201,23 @@ def test_an_unbind_that_waits_hides_the_driver_at_once_and_keeps_the_node(
     kernel: FakeKernel,
 ) -> None:
     to_vfio(kernel, GPU)
-    kernel.block_event = threading.Event()
+    kernel.patience_s = 0.02
     node = kernel.host.path("/dev/vfio/1")
     with kernel.vm_holds(GPU):
-        unbind = threading.Thread(
-            target=kernel.write, args=("bus/pci/drivers/vfio-pci/unbind", GPU), daemon=True
-        )
-        unbind.start()
-        while driver(kernel) is not None:
-            assert unbind.is_alive()
+        with pytest.raises(StuckError) as left:
+            kernel.write("bus/pci/drivers/vfio-pci/unbind", GPU)
+        (operation,) = children.leftovers(kernel.host.path("/proc"))
+        assert (operation.pid, str(operation.address)) == (left.value.pid, GPU)
+        assert driver(kernel) is None
         assert node.exists()
+        override = f"bus/pci/devices/{GPU}/driver_override"
+        assert isinstance(kernel.locked([override])[override], StuckError)
         with pytest.raises(WouldBlockForever):
             kernel.write(BIND, GPU)
-    kernel.block_event.set()
-    unbind.join(timeout=5)
-    assert (unbind.is_alive(), node.exists()) == (False, False)
+    while children.leftovers(kernel.host.path("/proc")):
+        time.sleep(0.001)
+    assert not node.exists()
+    kernel.write(BIND, GPU)
 
 
 def test_a_vm_is_found_by_the_node_of_its_group(kernel: FakeKernel) -> None:

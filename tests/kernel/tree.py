@@ -201,6 +201,13 @@ class Tree:
         for number, node in enumerate(nodes, start=3):
             (descriptors / str(number)).symlink_to(node.resolve())
 
+    def add_child(self, pid: int, attribute: str, value: str) -> None:
+        """Show a child of the agent that stores a value and does not come back."""
+        self.add_process(pid, "kata-gpu-store", ())
+        folder = self.root / "proc" / str(pid)
+        (folder / "fd/3").symlink_to(f"/memfd:kata-gpu:{attribute}={value} (deleted)")
+        (folder / "wchan").write_text("vfio_unregister_group_dev")
+
     def remove_process(self, pid: int) -> None:
         """Let a process end."""
         shutil.rmtree(self.root / "proc" / str(pid))

@@ -1,0 +1,205 @@
+"""What may hang is done by children: the agent waits for a while, and knows them again later.
+
+A FIFO that nobody serves stands for an attribute that does not answer.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kata_gpu.errors import HostError, StuckError
+from kata_gpu.host import children
+from kata_gpu.host.children import Children
+
+PROC: Final = Path("/proc")
+PATIENCE_S: Final = 0.15
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the suite has threads
+
+
+@pytest.fixture(params=["by itself", "by its forker"])
+def agent(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Children]:
+    (tmp_path / "vendor").write_text("0x10de\n")
+    found = Children(root=tmp_path, timeout_s=PATIENCE_S)
+    if request.param == "by its forker":
+        found.start()
+    yield found
+    found.stop()
+
+
+@contextmanager
+def hanging(*attributes: Path) -> Iterator[None]:
+    """Let attributes hang until the end of the block, and every child be gone after it."""
+    for attribute in attributes:
+        os.mkfifo(attribute)
+    try:
+        yield
+    finally:
+        for operation in children.leftovers(PROC):
+            os.kill(operation.pid, signal.SIGKILL)  # which a FIFO obeys
+
+
+def test_a_store_is_one_write_of_the_value(agent: Children, tmp_path: Path) -> None:
+    agent.write("vendor", b"0x1002")
+    assert (tmp_path / "vendor").read_text() == "0x1002\n"
+
+
+def test_a_refused_store_carries_the_errno(agent: Children) -> None:
+    with pytest.raises(HostError, match="nowhere: No such file") as refusal:
+        agent.write("nowhere", b"1")
+    assert isinstance(refusal.value.__cause__, FileNotFoundError)
+
+
+def test_a_link_is_not_followed_to_another_file(agent: Children, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("vendor")
+    with pytest.raises(HostError, match="symbolic links"):
+        agent.write("link", b"1")
+
+
+def test_every_attribute_has_its_text_or_its_error(agent: Children, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    answers = agent.read(["vendor", "nowhere", "empty"])
+    assert (answers["vendor"], answers["empty"]) == ("0x10de", "")
+    assert isinstance(answers["nowhere"], HostError)
+
+
+def test_thousands_of_attributes_are_read_too(agent: Children, tmp_path: Path) -> None:
+    names = [f"attribute-{number:05}-{'x' * 60}" for number in range(2000)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    assert agent.read(names) == {name: name for name in names}
+
+
+def test_a_store_that_hangs_is_left_to_its_child(agent: Children, tmp_path: Path) -> None:
+    with hanging(tmp_path / "unbind"):
+        started = time.monotonic()
+        with pytest.raises(StuckError, match=r"cannot wait longer than 0.15 s for unbind") as left:
+            agent.write("unbind", b"0000:01:00.0")
+        assert PATIENCE_S <= time.monotonic() - started < 10 * PATIENCE_S
+        (operation,) = [op for op in children.leftovers(PROC) if op.pid == left.value.pid]
+        assert (operation.attribute, operation.value) == ("unbind", "0000:01:00.0")
+        assert str(operation.address) == "0000:01:00.0"
+        assert 0 < operation.age_s < 10
+        assert operation.wait_channel
+
+
+def test_an_attribute_that_hangs_spoils_no_other(agent: Children, tmp_path: Path) -> None:
+    with hanging(tmp_path / "a", tmp_path / "b"):
+        answers = agent.read(["vendor", "a", "b", "vendor"])
+        assert answers["vendor"] == "0x10de"
+        assert [type(answers[name]) for name in "ab"] == [StuckError] * 2
+        waiting = {op.attribute for op in children.leftovers(PROC)}
+        assert {"a", "b"} <= waiting
+
+
+def test_a_child_that_is_killed_is_told_from_one_that_hangs(
+    agent: Children, tmp_path: Path
+) -> None:
+    agent = Children(root=tmp_path, timeout_s=30)
+    with hanging(tmp_path / "unbind"), ExitStack() as stack:
+        killer = subprocess.Popen(
+            [sys.executable, "-c", _KILLER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        stack.callback(killer.wait)
+        with pytest.raises(HostError, match=r"was killed while it did this; see the kernel's log"):
+            agent.write("unbind", b"0000:01:00.0")
+
+
+_KILLER: Final = """
+import os, signal, time
+from pathlib import Path
+from kata_gpu.host import children
+while not (found := [o for o in children.leftovers(Path("/proc")) if o.attribute == "unbind"]):
+    time.sleep(0.01)
+os.kill(found[0].pid, signal.SIGKILL)
+"""
+
+
+def test_a_child_has_no_descriptor_of_the_agents(agent: Children, tmp_path: Path) -> None:
+    with (tmp_path / "vendor").open() as ours, hanging(tmp_path / "unbind"):
+        os.set_inheritable(ours.fileno(), True)
+        with pytest.raises(StuckError) as left:
+            agent.write("unbind", b"1")
+        held = (PROC / str(left.value.pid) / "fd").iterdir()
+        kinds = {str(link.readlink()).partition(":")[0] for link in held}
+        assert kinds == {"/dev/null", "pipe", "/memfd"}
+
+
+def test_the_agent_can_end_while_a_child_hangs_and_the_next_one_knows_it(tmp_path: Path) -> None:
+    with hanging(tmp_path / "unbind"):
+        ended = subprocess.run(
+            [sys.executable, "-c", _AGENT, str(tmp_path)],
+            timeout=20,
+            capture_output=True,
+            check=True,
+        )
+        pid = int(ended.stdout)
+        assert [op.value for op in children.leftovers(PROC) if op.pid == pid] == ["0000:01:00.0"]
+
+
+_AGENT: Final = """
+import sys
+from pathlib import Path
+from kata_gpu.errors import StuckError
+from kata_gpu.host.children import Children
+agent = Children(root=Path(sys.argv[1]), timeout_s=0.1)
+agent.start()
+try:
+    agent.write("unbind", b"0000:01:00.0")
+except StuckError as error:
+    print(error.pid)
+"""
+
+
+def test_the_forker_ends_with_the_agent() -> None:
+    script = (
+        "from pathlib import Path; from kata_gpu.host.children import Children\n"
+        "print(Children(root=Path('/'), timeout_s=1).start())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    deadline = time.monotonic() + 5
+    while _is_running(PROC / str(int(done.stdout))):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _is_running(process: Path) -> bool:
+    try:
+        return " Z " not in (process / "stat").read_text()
+    except OSError:
+        return False
+
+
+def test_without_its_forker_nothing_is_done_and_the_reason_is_said(tmp_path: Path) -> None:
+    agent = Children(root=tmp_path, timeout_s=1)
+    forker = agent.start()
+    os.kill(forker, signal.SIGKILL)
+    os.waitpid(forker, 0)
+    with pytest.raises(HostError, match="the process that starts children is gone"):
+        agent.write("vendor", b"1")
+    agent.stop()
+
+
+def test_a_process_that_only_bears_the_name_is_no_child_of_ours(tmp_path: Path) -> None:
+    folder = tmp_path / "4242"
+    (folder / "fd").mkdir(parents=True)
+    (folder / "comm").write_text("kata-gpu-store\n")
+    (folder / "fd/3").symlink_to("/memfd:something (deleted)")
+    assert children.leftovers(tmp_path) == ()
+    (folder / "fd/4").symlink_to("/memfd:kata-gpu:bus/pci/rescan=1 (deleted)")
+    (operation,) = children.leftovers(tmp_path)
+    assert (operation.attribute, operation.value, operation.address) == (
+        "bus/pci/rescan",
+        "1",
+        None,
+    )
+    os.chown(folder, 65534, 65534)
+    assert children.leftovers(tmp_path) == ()
