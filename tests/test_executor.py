@@ -233,6 +233,28 @@ def test_progress_is_told_of_each_step_at_its_start_and_its_end(kernel: FakeKern
     assert told == [(n, end) for n in (1, 2, 3) for end in (None, Result.DONE)]
 
 
+def test_units_move_side_by_side_each_in_its_own_order(tmp_path: Path) -> None:
+    kernel = nodes.eight_gpus(tmp_path)
+    kernel.delay = lambda path, _value: 0.1 if path.endswith("/unbind") else 0.0
+    started = time.monotonic()
+    assert not bind(kernel).failures
+    assert time.monotonic() - started < 8 * 0.1
+    stores = [(path.rpartition("/")[2], value) for path, value in kernel.writes]
+    for gpu in nodes.EIGHT_GPUS:
+        assert [name for name, value in stores if value == gpu] == ["unbind", "bind"]
+    assert len(journal_of(kernel.host).ledger.entries) == 8
+
+
+def test_a_lane_that_hangs_holds_no_other(tmp_path: Path) -> None:
+    kernel = nodes.eight_gpus(tmp_path)
+    hold_on(kernel, nodes.EIGHT_GPUS[0], "nvidia/unbind")
+    (failure,) = bind(kernel).failures
+    assert failure.unit == nodes.EIGHT_GPUS[0]
+    spec = kernel.host.path(CDI).read_text()
+    assert [gpu in spec for gpu in nodes.EIGHT_GPUS] == [False] + 7 * [True]
+    let_go(kernel, nodes.EIGHT_GPUS[0])
+
+
 def test_without_its_device_node_a_unit_is_not_offered(kernel: FakeKernel) -> None:
     def hide(path: str, _value: str) -> None:
         if path.endswith("vfio-pci/bind"):
@@ -324,20 +346,20 @@ def test_where_processes_cannot_be_listed_nothing_is_taken(kernel: FakeKernel) -
 # Stores that hang
 
 
-def hold_on(kernel: FakeKernel) -> None:
-    """Let the kernel's user come in the moment before the unbind, when nobody can see it."""
+def hold_on(kernel: FakeKernel, gpu: str = nodes.GPU, store: str = "vfio-pci/unbind") -> None:
+    """Let a user come in the moment before the unbind, when nobody can see it."""
     kernel.patience_s = 0.02
 
-    def take(path: str, _value: str) -> None:
-        if path.endswith("vfio-pci/unbind"):
-            kernel.bus.functions[nodes.GPU].holders = 1
+    def take(path: str, value: str) -> None:
+        if path.endswith(store) and value == gpu:
+            kernel.bus.functions[gpu].holders = 1
 
     kernel.on_write = take
 
 
-def let_go(kernel: FakeKernel) -> None:
+def let_go(kernel: FakeKernel, gpu: str = nodes.GPU) -> None:
     kernel.on_write = None
-    kernel.vm_leaves(nodes.GPU)
+    kernel.vm_leaves(gpu)
     while children.leftovers(kernel.host.path("/proc")):
         time.sleep(0.001)
 

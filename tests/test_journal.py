@@ -68,7 +68,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def saved(path: Path) -> bytes:
     """A ledger on disk."""
-    Journal(path).save(LEDGER)
+    Journal(path).update(lambda _: LEDGER)
     return path.read_bytes()
 
 
@@ -109,7 +109,7 @@ def test_without_a_file_the_ledger_is_empty_and_none_is_made(path: Path) -> None
 def test_what_is_saved_is_what_is_read(path: Path, ledger: Ledger) -> None:
     path.unlink(missing_ok=True)
     journal = Journal(path)
-    journal.save(ledger)
+    journal.update(lambda _: ledger)
     assert journal.ledger == ledger
     assert Journal(path).ledger == ledger
 
@@ -122,7 +122,7 @@ def test_only_its_owner_can_read_it(path: Path, saved: bytes) -> None:
 def test_an_equal_ledger_is_not_written_again(path: Path, saved: bytes) -> None:
     journal = Journal(path)
     inode = path.stat().st_ino
-    journal.save(LEDGER)
+    journal.update(lambda _: LEDGER)
     assert path.stat().st_ino == inode
     assert path.read_bytes() == saved
 
@@ -132,7 +132,7 @@ def test_a_ledger_that_cannot_be_written_is_not_believed(path: Path, saved: byte
     path.unlink()
     path.mkdir()
     with pytest.raises(HostError, match=r"cannot write .*ledger.json"):
-        journal.save(Ledger())
+        journal.update(lambda _: Ledger())
     assert journal.ledger == LEDGER
     assert saved
 
@@ -140,7 +140,7 @@ def test_a_ledger_that_cannot_be_written_is_not_believed(path: Path, saved: byte
 def test_what_could_not_be_read_again_is_not_written(path: Path, saved: bytes) -> None:
     odd = replace(ENTRY.functions[0], original=Binding(driver=None, override="../odd"))
     with pytest.raises(HostError, match="cannot note it in the ledger: not a driver's name"):
-        Journal(path).save(Ledger(entries=(replace(ENTRY, functions=(odd,)),)))
+        Journal(path).update(lambda _: Ledger(entries=(replace(ENTRY, functions=(odd,)),)))
     assert path.read_bytes() == saved
 
 

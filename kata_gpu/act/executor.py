@@ -2,12 +2,15 @@
 
 Before a step changes anything the ledger says so; after it, what was reached is read back
 and recorded. A step that fails is undone by itself; the steps that need it are skipped, the
-others go on.
+others go on. Within a lane the order is strict; lanes know nothing of each other but the
+ledger, which takes one change at a time.
 """
 
+import itertools
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,16 +39,54 @@ Progress = Callable[[int, Step, Outcome | None], None]
 def execute(
     host: Host, plan: Plan, journal: Journal, *, progress: Progress | None = None
 ) -> Report:
-    """Take every step of *plan* and return how each ended; deliberate errors stay inside."""
-    tell = progress or _silent
-    outcomes: list[Outcome] = []
-    for number, step in enumerate(plan.steps, 1):
+    """Take every step of *plan* and return how each ended; deliberate errors stay inside.
+
+    Units that follow each other are moved side by side, each in a lane of its own.
+    """
+    tell = _one_at_a_time(progress or _silent)
+    outcomes: dict[int, Outcome] = {}
+
+    def take(number: int) -> None:
+        step = plan.steps[number - 1]
         tell(number, step, None)
-        missing = [n for n in step.needs if outcomes[n - 1].result is not Result.DONE]
+        missing = [n for n in step.needs if outcomes[n].result is not Result.DONE]
         outcome = _skipped(step, missing) if missing else _take(host, step, journal)
-        outcomes.append(outcome)
+        outcomes[number] = outcome
         tell(number, step, outcome)
-    return Report(outcomes=tuple(outcomes))
+
+    numbered = range(1, len(plan.steps) + 1)
+    for _, stage in itertools.groupby(numbered, key=lambda n: _stage(plan.steps[n - 1], n)):
+        _side_by_side(take, list(stage))
+    return Report(outcomes=tuple(outcomes[number] for number in numbered))
+
+
+def _stage(step: Step, number: int) -> tuple[str, int]:
+    """Return what steps that may be taken side by side have in common."""
+    if isinstance(step, MoveGroup):
+        return ("release" if step.is_release else "bind", 0)
+    return ("alone", number)
+
+
+def _side_by_side(take: Callable[[int], None], numbers: Sequence[int]) -> None:
+    if len(numbers) == 1:
+        take(numbers[0])
+        return
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - for nodes of many GPUs
+
+    with ThreadPoolExecutor(max_workers=len(numbers), thread_name_prefix="lane") as lanes:
+        for end in [lanes.submit(take, number) for number in numbers]:
+            end.result()
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    """Let lanes that speak at once be heard one after the other."""
+    turn = threading.Lock()
+
+    def tell(number: int, step: Step, outcome: Outcome | None) -> None:
+        with turn:
+            progress(number, step, outcome)
+
+    return tell
 
 
 def _take(host: Host, step: Step, journal: Journal) -> Outcome:
@@ -79,13 +120,13 @@ def _do(host: Host, step: Step, journal: Journal) -> None:
         case MoveGroup():
             _move(host, step, journal)
         case WriteFile(path=path, content=content, staging=staging):
-            journal.save(journal.ledger.with_file(path))
+            journal.update(lambda ledger: ledger.with_file(path))
             files.replace(host.path(path), content, staging=host.path(staging))
             if files.read(host.path(path)) != content:
                 raise VerificationError(f"cannot write {path}: it reads back otherwise")
         case RemoveFile(path=path):
             files.remove(host.path(path))
-            journal.save(journal.ledger.without_file(path))
+            journal.update(lambda ledger: ledger.without_file(path))
 
 
 def _move(host: Host, step: MoveGroup, journal: Journal) -> None:
@@ -93,20 +134,22 @@ def _move(host: Host, step: MoveGroup, journal: Journal) -> None:
     unit = step.entry.unit
     changing = [m.address for m in step.moves if m.before.driver != m.target.driver]
     holders.refuse_if_held(host, changing)
-    before = journal.ledger
-    journal.save(before.with_entry(step.entry))
+    before = journal.ledger.entry(unit)
+    journal.update(lambda ledger: ledger.with_entry(step.entry))
     targets = {move.address: move.target for move in step.moves}
     try:
         binding.rebind(host.sysfs, targets)
     except (HostError, VerificationError):  # everything is where it was; a rollback is not
-        journal.save(before)
+        journal.update(
+            lambda ledger: ledger.with_entry(before) if before else ledger.without_entry(unit)
+        )
         raise
     if step.is_release:
-        journal.save(journal.ledger.without_entry(unit))
+        journal.update(lambda ledger: ledger.without_entry(unit))
         return
     if step.group is not None:
         _require_node(host.path(f"/dev/vfio/{step.group}"), unit)
-    journal.save(journal.ledger.with_entry(replace(step.entry, stage=Stage.BOUND)))
+    journal.update(lambda ledger: ledger.with_entry(replace(step.entry, stage=Stage.BOUND)))
 
 
 def _require_node(node: Path, unit: str) -> None:

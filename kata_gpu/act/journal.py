@@ -7,6 +7,8 @@ it are the only way back.
 
 import hashlib
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,9 +30,17 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ledger = _read(path)
+        self._turn = threading.Lock()
 
-    def save(self, ledger: Ledger) -> None:
-        """Make *ledger* durable; HostError leaves the old one in place."""
+    def update(self, change: Callable[[Ledger], Ledger]) -> None:
+        """Make what *change* makes of the ledger durable; HostError leaves the old in place.
+
+        Lanes may call it at once: the changes are made one after the other.
+        """
+        with self._turn:
+            self._save(change(self.ledger))
+
+    def _save(self, ledger: Ledger) -> None:
         if ledger == self.ledger:
             return
         body = _body(ledger)

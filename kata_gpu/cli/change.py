@@ -55,7 +55,7 @@ def apply(options: argparse.Namespace) -> int:
         return ExitCode.FAILED
     with locks.exclusive(host.path(settings.lock)):
         journal = Journal(host.path(settings.ledger))
-        turn = node.converge(host, settings, wanted, journal, progress=_show)
+        turn = node.converge(host, settings, wanted, journal, progress=_Progress())
     if turn.report.failures:
         return _failed(turn.report)
     return ExitCode.REFUSED if turn.plan.refusals else ExitCode.OK
@@ -80,7 +80,7 @@ def release(options: argparse.Namespace) -> int:
     with locks.exclusive(host.path(settings.lock)):
         journal = Journal(host.path(settings.ledger))
         found = node.make_release(host, settings, journal.ledger, chosen)
-        report = executor.execute(host, found, journal, progress=_show)
+        report = executor.execute(host, found, journal, progress=_Progress())
     if report.failures:
         return _failed(report)
     return ExitCode.REFUSED if found.refusals else ExitCode.OK
@@ -123,16 +123,38 @@ def _ask(question: str) -> str:
         return ""
 
 
-def _show(number: int, step: Step, outcome: Outcome | None) -> None:
-    """Print a step when it starts on a terminal, and when it ends anywhere."""
-    if outcome is None:
-        if sys.stdout.isatty():
-            print(f"{number:3}  …  {headline(step)}", end="\r", flush=True)
-        return
-    colour = "good" if outcome.result is Result.DONE else "bad"
-    detail = f": {outcome.detail}" if outcome.detail else ""
-    word = output.coloured(outcome.result.value, colour)
-    print(f"{number:3}  {word}  {outcome.step}{detail} ({outcome.elapsed_s:.2f} s)", flush=True)
+class _Progress:
+    """Prints each step when it ends, and on a terminal what runs meanwhile, in one last line."""
+
+    def __init__(self) -> None:
+        self._running: dict[int, str] = {}
+        self._is_live = sys.stdout.isatty()
+
+    def __call__(self, number: int, step: Step, outcome: Outcome | None) -> None:
+        """Be told of a step that starts (no outcome) or has ended."""
+        if outcome is None:
+            self._running[number] = headline(step)
+        else:
+            del self._running[number]
+            self._clear()
+            print(self._line(number, outcome), flush=True)
+        if self._is_live and self._running:
+            self._clear()
+            first, *others = self._running.values()
+            more = f", and {len(others)} more" if others else ""
+            print(output.clipped(f"  …  {first}{more}"), end="", flush=True)
+
+    def _clear(self) -> None:
+        if self._is_live:
+            print("\r\033[K", end="")
+
+    @staticmethod
+    def _line(number: int, outcome: Outcome) -> str:
+        word = output.coloured(
+            outcome.result.value, "good" if outcome.result is Result.DONE else "bad"
+        )
+        detail = f": {outcome.detail}" if outcome.detail else ""
+        return f"{number:3}  {word}  {outcome.step}{detail} ({outcome.elapsed_s:.2f} s)"
 
 
 def _failed(report: Report) -> int:

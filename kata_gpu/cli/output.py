@@ -41,6 +41,11 @@ def coloured(text: str, colour: str) -> str:
     return f"{_COLOURS[colour]}{text}{_PLAIN}"
 
 
+def clipped(line: str) -> str:
+    """Return *line* no longer than the terminal is wide, so that it can be taken back."""
+    return line[: os.get_terminal_size(sys.stdout.fileno()).columns - 1]
+
+
 def size(count: int) -> str:
     """Return bytes as a person reads them: 16M, 8G."""
     for unit in ("", "K", "M", "G"):

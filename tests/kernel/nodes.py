@@ -15,6 +15,7 @@ AUDIO: Final = "0000:01:00.1"
 BRIDGED: Final = ("0000:02:01.0", "0000:02:02.0")
 HGX_GPUS: Final = ("0000:43:00.0", "0000:44:00.0", "0000:45:00.0", "0000:46:00.0")
 HGX_SWITCH: Final = "0000:47:00.0"
+EIGHT_GPUS: Final = tuple(f"0000:{bus:02x}:00.0" for bus in range(1, 9))
 AMD_GPU: Final = "0000:02:00.0"
 INTEL_GPU: Final = "0000:03:00.0"
 DISK: Final = "0000:01:00.1"
@@ -55,6 +56,14 @@ def single_gpu(root: Path, *, cdevs: bool = False) -> FakeKernel:
     """One H100, alone in its group."""
     kernel = bare(root, cdevs=cdevs)
     _h100(kernel, GPU)
+    return kernel
+
+
+def eight_gpus(root: Path) -> FakeKernel:
+    """Eight H100s, each alone in its group."""
+    kernel = bare(root)
+    for gpu in EIGHT_GPUS:
+        _h100(kernel, gpu, parent=f"0000:00:{gpu[5:7]}.0")
     return kernel
 
 
