@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HostError, LedgerError
-from kata_gpu.model.ledger import SCHEMA, Ledger, LedgerEntry, OriginalFunction, Stage
+from kata_gpu.model.ledger import (
+    SCHEMA,
+    Cleaning,
+    Ledger,
+    LedgerEntry,
+    MadeVirtuals,
+    OriginalFunction,
+    Stage,
+)
 from kata_gpu.model.pci import Binding, PciAddress
 
 ENTRY: Final = LedgerEntry(
@@ -28,11 +37,38 @@ ENTRY: Final = LedgerEntry(
     ),
 )
 LEDGER: Final = Ledger(entries=(ENTRY,), files=("/var/run/cdi/kata-gpu-a.b-c.json",))
+OF_0_1: Final = """\
+{
+  "schema": 1,
+  "sha256": "fd952cf652770836b39dd5838425173bcc26ac71674733d07272eae7043bc1c8",
+  "ledger": {
+    "units": [
+      {
+        "unit": "0000:01:00.0",
+        "stage": "bound",
+        "functions": [
+          {
+            "address": "0000:01:00.0",
+            "vendor": "10de",
+            "device": "2330",
+            "driver": "nvidia",
+            "override": null
+          }
+        ]
+      }
+    ],
+    "files": [
+      "/var/run/cdi/kata-gpu-a.b-c.json"
+    ]
+  }
+}
+"""
 
 _names = st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1).filter(
     lambda name: not name.startswith(".")
 )
 _drivers = st.none() | _names
+_texts = st.none() | st.text(st.characters(codec="utf-8"), max_size=20)
 _addresses = st.builds(
     PciAddress,
     st.integers(0, 0xFFFF),
@@ -46,17 +82,39 @@ _functions = st.builds(
     vendor=st.integers(0, 0xFFFF),
     device=st.integers(0, 0xFFFF),
     original=st.builds(Binding, driver=_drivers, override=_drivers),
+    slot=_texts,
+    serial=_texts,
 )
 _entries = st.builds(
     LedgerEntry,
     unit=_addresses.map(str),
     stage=st.sampled_from(Stage),
     functions=st.lists(_functions, max_size=3).map(tuple),
+    is_used=st.booleans(),
+    cleaned=st.none()
+    | st.builds(
+        Cleaning,
+        at=st.datetimes(timezones=st.just(UTC)),
+        method=st.text(st.characters(codec="utf-8"), max_size=20),
+        result=st.text(st.characters(codec="utf-8"), max_size=20),
+    ),
+    quarantine=_texts,
+    had_persistence=st.booleans(),
 )
 _ledgers = st.builds(
     Ledger,
     entries=st.lists(_entries, max_size=3).map(tuple),
     files=st.lists(_names.map(lambda name: f"/etc/{name}"), max_size=3).map(tuple),
+    virtuals=st.lists(
+        st.builds(
+            MadeVirtuals,
+            parent=_addresses,
+            count=st.integers(1, 256),
+            had_autoprobe=st.booleans(),
+        ),
+        max_size=2,
+    ).map(tuple),
+    services=st.lists(_names.filter(lambda name: not name.startswith("-")), max_size=2).map(tuple),
 )
 
 
@@ -94,9 +152,19 @@ def body_with(**changes: object) -> dict[str, Any]:
         "device": "2330",
         "driver": "nvidia",
         "override": None,
+        "slot": None,
+        "serial": None,
     }
-    unit = {"unit": "0000:01:00.0", "stage": "bound", "functions": [{**function, **changes}]}
-    return {"units": [unit], "files": []}
+    unit = {
+        "unit": "0000:01:00.0",
+        "stage": "bound",
+        "functions": [{**function, **changes}],
+        "is_used": False,
+        "cleaned": None,
+        "quarantine": None,
+        "had_persistence": False,
+    }
+    return {"units": [unit], "files": [], "virtuals": [], "services": []}
 
 
 def test_without_a_file_the_ledger_is_empty_and_none_is_made(path: Path) -> None:
@@ -195,6 +263,57 @@ def test_a_ledger_of_a_newer_agent_is_refused_with_its_schema(path: Path) -> Non
         Journal(path)
 
 
+def test_a_ledger_of_the_last_release_is_read_and_then_written_as_of_now(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(OF_0_1)
+    journal = Journal(path)
+    assert journal.ledger == LEDGER
+    journal.update(lambda ledger: ledger.with_service("nvidia-persistenced.service"))
+    assert json.loads(path.read_text())["schema"] == SCHEMA
+    assert Journal(path).ledger == replace(LEDGER, services=("nvidia-persistenced.service",))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"services": ["-force"]},
+        {"services": ["../evil"]},
+        {"services": None},
+        {"virtuals": [{"parent": "0000:01:00.0", "count": 0, "had_autoprobe": True}]},
+        {"virtuals": [{"parent": "0000:01:00.0", "count": True, "had_autoprobe": True}]},
+        {"virtuals": [{"parent": "x", "count": 1, "had_autoprobe": True}]},
+        {"virtuals": [{"parent": "0000:01:00.0", "count": 1, "had_autoprobe": 1}]},
+    ],
+    ids=str,
+)
+def test_virtuals_and_services_that_cannot_be_are_refused(
+    path: Path, change: dict[str, object]
+) -> None:
+    write_with_its_checksum(path, {**body_with(), **change})
+    with pytest.raises(LedgerError, match="cannot trust the ledger"):
+        Journal(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"is_used": 1},
+        {"quarantine": 5},
+        {"quarantine": "x" * 5000},
+        {"cleaned": {"at": "2026-01-01T00:00:00", "method": "flr", "result": "ok"}},
+        {"cleaned": {"at": 5, "method": "flr", "result": "ok"}},
+        {"had_persistence": None},
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_states_that_cannot_be_are_refused(path: Path, change: dict[str, object]) -> None:
+    body = body_with()
+    body["units"][0].update(change)
+    write_with_its_checksum(path, body)
+    with pytest.raises(LedgerError, match="cannot trust the ledger"):
+        Journal(path)
+
+
 @pytest.mark.parametrize("schema", [0, -1, "1", None, [1]], ids=str)
 def test_a_schema_that_never_was_is_refused(path: Path, schema: object) -> None:
     write_with_its_checksum(path, body_with(), schema=schema)
@@ -228,7 +347,7 @@ def test_functions_that_cannot_be_are_refused(path: Path, changes: dict[str, obj
 
 @pytest.mark.parametrize("file", ["etc/passwd", "/var/../etc/passwd", "", 7, None])
 def test_hostile_file_names_are_refused(path: Path, file: object) -> None:
-    write_with_its_checksum(path, {"units": [], "files": [file]})
+    write_with_its_checksum(path, {**body_with(), "files": [file]})
     with pytest.raises(LedgerError, match="not an absolute path"):
         Journal(path)
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from kata_gpu.act import ledger_form
 from kata_gpu.errors import HostError, LedgerError
 from kata_gpu.host import files
-from kata_gpu.model.ledger import SCHEMA, Ledger, LedgerEntry, OriginalFunction, Stage
-from kata_gpu.model.pci import Binding, PciAddress
+from kata_gpu.model.ledger import SCHEMA, Ledger
 
 _MODE: Final = 0o600
 _REMEDY: Final = (
@@ -43,7 +43,7 @@ class Journal:
     def _save(self, ledger: Ledger) -> None:
         if ledger == self.ledger:
             return
-        body = _body(ledger)
+        body = ledger_form.body(ledger)
         _require_readable(body)
         document = {"schema": SCHEMA, "sha256": _checksum(body), "ledger": body}
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
@@ -69,8 +69,8 @@ def _read(path: Path) -> Ledger:
         document = json.loads(text)
         schema, body = document["schema"], document["ledger"]
         checks_out = document["sha256"] == _checksum(body)
-        if checks_out and schema == SCHEMA:
-            return _ledger(body)
+        if checks_out and schema in ledger_form.SCHEMAS:
+            return ledger_form.ledger(body, schema=schema)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LedgerError(f"cannot trust the ledger {path}: {error!r}; {_REMEDY}") from error
     if isinstance(schema, int) and schema > SCHEMA:
@@ -86,72 +86,10 @@ def _read(path: Path) -> Ledger:
 def _require_readable(body: dict[str, Any]) -> None:
     """Raise HostError for a ledger that we would refuse to read: it would lock the node."""
     try:
-        _ledger(body)
+        ledger_form.ledger(body, schema=SCHEMA)
     except ValueError as error:
         raise HostError(f"cannot note it in the ledger: {error}") from error
 
 
 def _checksum(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _body(ledger: Ledger) -> dict[str, Any]:
-    return {
-        "units": [
-            {
-                "unit": entry.unit,
-                "stage": entry.stage.value,
-                "functions": [
-                    {
-                        "address": str(function.address),
-                        "vendor": f"{function.vendor:04x}",
-                        "device": f"{function.device:04x}",
-                        "driver": function.original.driver,
-                        "override": function.original.override,
-                    }
-                    for function in entry.functions
-                ],
-            }
-            for entry in ledger.entries
-        ],
-        "files": list(ledger.files),
-    }
-
-
-def _ledger(body: dict[str, Any]) -> Ledger:
-    return Ledger(
-        entries=tuple(
-            LedgerEntry(
-                unit=str(PciAddress.parse(entry["unit"])),
-                stage=Stage(entry["stage"]),
-                functions=tuple(_function(function) for function in entry["functions"]),
-            )
-            for entry in body["units"]
-        ),
-        files=tuple(_absolute(path) for path in body["files"]),
-    )
-
-
-def _function(function: dict[str, Any]) -> OriginalFunction:
-    return OriginalFunction(
-        address=PciAddress.parse(function["address"]),
-        vendor=int(function["vendor"], 16),
-        device=int(function["device"], 16),
-        original=Binding(
-            driver=_driver(function["driver"]), override=_driver(function["override"])
-        ),
-    )
-
-
-def _driver(name: Any) -> str | None:
-    if name is None:
-        return None
-    if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
-        raise ValueError(f"not a driver's name: {name!r}")
-    return name
-
-
-def _absolute(path: Any) -> str:
-    if not isinstance(path, str) or not path.startswith("/") or ".." in path.split("/"):
-        raise ValueError(f"not an absolute path: {path!r}")
-    return path

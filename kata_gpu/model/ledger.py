@@ -5,12 +5,13 @@ driver is never guessed.
 """
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Final, Self
 
 from kata_gpu.model.pci import Binding, PciAddress
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 
 class Stage(StrEnum):
@@ -30,6 +31,24 @@ class OriginalFunction:
     device: int
     original: Binding
 
+    slot: str | None = None
+    """Name of the physical slot (/sys/bus/pci/slots); None where firmware names none."""
+
+    serial: str | None = None
+    """What tells it from others of its kind (an NVIDIA UUID); None where it could not be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleaning:
+    """What was done to a unit after its last user, and when."""
+
+    at: datetime  # UTC
+    method: str
+    """How each function was reset, as the kernel names it; "none" where it has no way."""
+
+    result: str
+    """What the checks after it found."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
@@ -39,6 +58,28 @@ class LedgerEntry:
     stage: Stage
     functions: tuple[OriginalFunction, ...]
 
+    is_used: bool = False
+    """Whether somebody had it since it was bound or cleaned last."""
+
+    cleaned: Cleaning | None = None
+    """The last cleaning, also one that failed."""
+
+    quarantine: str | None = None
+    """Why nobody may have it until an admin clears it; None when nothing is known against it."""
+
+    had_persistence: bool = False
+    """Whether its driver was in NVIDIA's persistence mode, to be restored on release."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeVirtuals:
+    """SR-IOV virtual functions that we made, which are ours to remove."""
+
+    parent: PciAddress
+    count: int
+    had_autoprobe: bool
+    """What sriov_drivers_autoprobe was before."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
@@ -47,6 +88,10 @@ class Ledger:
     entries: tuple[LedgerEntry, ...] = field(default=())
     files: tuple[str, ...] = field(default=())
     """Absolute paths of the files we wrote, to be removed on release."""
+
+    virtuals: tuple[MadeVirtuals, ...] = field(default=())
+    services: tuple[str, ...] = field(default=())
+    """Services of the host that we stopped, to be started when their GPUs are back."""
 
     def entry(self, unit: str) -> LedgerEntry | None:
         """Return the entry of *unit*; None when it is not ours."""
@@ -74,3 +119,24 @@ class Ledger:
     def without_file(self, path: str) -> Self:
         """Return a ledger that does not own *path*."""
         return replace(self, files=tuple(file for file in self.files if file != path))
+
+    def made(self, parent: PciAddress) -> MadeVirtuals | None:
+        """Return what we made of the physical function at *parent*; None when nothing."""
+        return next((made for made in self.virtuals if made.parent == parent), None)
+
+    def with_virtuals(self, made: MadeVirtuals) -> Self:
+        """Return a ledger that owns the virtual functions of one more parent."""
+        others = self.without_virtuals(made.parent).virtuals
+        return replace(self, virtuals=tuple(sorted((*others, made), key=lambda m: m.parent)))
+
+    def without_virtuals(self, parent: PciAddress) -> Self:
+        """Return a ledger that owns no virtual function of *parent*."""
+        return replace(self, virtuals=tuple(m for m in self.virtuals if m.parent != parent))
+
+    def with_service(self, name: str) -> Self:
+        """Return a ledger that has to start *name* again some day."""
+        return replace(self, services=tuple(sorted({*self.services, name})))
+
+    def without_service(self, name: str) -> Self:
+        """Return a ledger that leaves *name* as it is."""
+        return replace(self, services=tuple(s for s in self.services if s != name))

@@ -1,0 +1,176 @@
+"""The ledger as JSON's own types, and back; every value is checked on its way in.
+
+Schema 1 is what 0.1 wrote: no identity but the ids, no cleaning, no virtual functions and no
+services.
+"""
+
+from datetime import datetime
+from typing import Any, Final
+
+from kata_gpu.model.ledger import (
+    SCHEMA,
+    Cleaning,
+    Ledger,
+    LedgerEntry,
+    MadeVirtuals,
+    OriginalFunction,
+    Stage,
+)
+from kata_gpu.model.pci import Binding, PciAddress
+
+SCHEMAS: Final = (SCHEMA - 1, SCHEMA)
+"""What can be read; the last is what is written."""
+
+_TEXT_MAX: Final = 4096
+_ADDED_TO_UNITS: Final = {
+    "is_used": False,
+    "cleaned": None,
+    "quarantine": None,
+    "had_persistence": False,
+}
+
+
+def body(ledger: Ledger) -> dict[str, Any]:
+    """Return *ledger* in the present schema."""
+    return {
+        "units": [_unit(entry) for entry in ledger.entries],
+        "files": list(ledger.files),
+        "virtuals": [
+            {
+                "parent": str(made.parent),
+                "count": made.count,
+                "had_autoprobe": made.had_autoprobe,
+            }
+            for made in ledger.virtuals
+        ],
+        "services": list(ledger.services),
+    }
+
+
+def ledger(body: dict[str, Any], *, schema: int) -> Ledger:
+    """Return the ledger that *body* is in *schema*; any Python error says that it is none."""
+    if schema < SCHEMA:
+        body = _migrated(body)
+    return Ledger(
+        entries=tuple(_entry(unit) for unit in body["units"]),
+        files=tuple(_absolute(path) for path in body["files"]),
+        virtuals=tuple(
+            MadeVirtuals(
+                parent=PciAddress.parse(made["parent"]),
+                count=_count(made["count"]),
+                had_autoprobe=_flag(made["had_autoprobe"]),
+            )
+            for made in body["virtuals"]
+        ),
+        services=tuple(_name(service) for service in body["services"]),
+    )
+
+
+def _migrated(body: dict[str, Any]) -> dict[str, Any]:
+    units = [
+        {
+            **_ADDED_TO_UNITS,
+            **unit,
+            "functions": [{"slot": None, "serial": None, **f} for f in unit["functions"]],
+        }
+        for unit in body["units"]
+    ]
+    return {"virtuals": [], "services": [], **body, "units": units}
+
+
+def _unit(entry: LedgerEntry) -> dict[str, Any]:
+    cleaned = entry.cleaned
+    return {
+        "unit": entry.unit,
+        "stage": entry.stage.value,
+        "functions": [
+            {
+                "address": str(function.address),
+                "vendor": f"{function.vendor:04x}",
+                "device": f"{function.device:04x}",
+                "driver": function.original.driver,
+                "override": function.original.override,
+                "slot": function.slot,
+                "serial": function.serial,
+            }
+            for function in entry.functions
+        ],
+        "is_used": entry.is_used,
+        "cleaned": cleaned
+        and {"at": cleaned.at.isoformat(), "method": cleaned.method, "result": cleaned.result},
+        "quarantine": entry.quarantine,
+        "had_persistence": entry.had_persistence,
+    }
+
+
+def _entry(unit: dict[str, Any]) -> LedgerEntry:
+    cleaned = unit["cleaned"]
+    return LedgerEntry(
+        unit=str(PciAddress.parse(unit["unit"])),
+        stage=Stage(unit["stage"]),
+        functions=tuple(_function(function) for function in unit["functions"]),
+        is_used=_flag(unit["is_used"]),
+        cleaned=None if cleaned is None else _cleaning(cleaned),
+        quarantine=_text(unit["quarantine"]),
+        had_persistence=_flag(unit["had_persistence"]),
+    )
+
+
+def _cleaning(cleaned: dict[str, Any]) -> Cleaning:
+    at = datetime.fromisoformat(cleaned["at"])
+    if at.tzinfo is None:
+        raise ValueError(f"not a time with its zone: {cleaned['at']!r}")
+    return Cleaning(
+        at=at, method=_text(cleaned["method"]) or "", result=_text(cleaned["result"]) or ""
+    )
+
+
+def _function(function: dict[str, Any]) -> OriginalFunction:
+    return OriginalFunction(
+        address=PciAddress.parse(function["address"]),
+        vendor=int(function["vendor"], 16),
+        device=int(function["device"], 16),
+        original=Binding(
+            driver=_driver(function["driver"]), override=_driver(function["override"])
+        ),
+        slot=_text(function["slot"]),
+        serial=_text(function["serial"]),
+    )
+
+
+def _driver(name: Any) -> str | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
+        raise ValueError(f"not a driver's name: {name!r}")
+    return name
+
+
+def _name(service: Any) -> str:
+    if not isinstance(service, str) or not service or "/" in service or service.startswith("-"):
+        raise ValueError(f"not a service's name: {service!r}")
+    return service
+
+
+def _absolute(path: Any) -> str:
+    if not isinstance(path, str) or not path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"not an absolute path: {path!r}")
+    return path
+
+
+def _text(text: Any) -> str | None:
+    if text is not None and not (isinstance(text, str) and len(text) <= _TEXT_MAX):
+        raise ValueError(f"not a text: {text!r:.80}")
+    return text
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"neither true nor false: {value!r:.80}")  # noqa: TRY004 - one error
+    return value
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"not a count: {value!r:.80}")
+    return value
