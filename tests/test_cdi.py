@@ -45,10 +45,10 @@ def names_in(text: str | None) -> set[str]:
     return set() if text is None else {device["name"] for device in json.loads(text)["devices"]}
 
 
-def unit_of(*addresses: str, group: int = 7) -> Unit:
+def unit_of(*addresses: str, groups: tuple[int, ...] = (7,)) -> Unit:
     members = tuple(map(address, addresses))
-    verdict = Verdict(group=group, passengers=members, blockers=())
-    return Unit(primary=members[0], group=group, functions=members, pool="gpus", verdict=verdict)
+    verdict = Verdict(groups=groups, passengers=members, blockers=())
+    return Unit(primary=members[0], groups=groups, functions=members, pool="gpus", verdict=verdict)
 
 
 # The rules

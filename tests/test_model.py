@@ -311,8 +311,8 @@ def test_a_move_names_what_changes(before: Binding, target: Binding, line: str) 
 
 def test_every_kind_of_step_has_a_headline() -> None:
     move = Move(address=GPU, before=NVIDIA, target=VFIO)
-    binding = MoveGroup(entry=entry("01:00.0"), group=7, moves=(move,), reason="so")
-    releasing = replace(binding, entry=entry("01:00.0", Stage.RELEASING), group=None)
+    binding = MoveGroup(entry=entry("01:00.0"), groups=(7, 8), moves=(move,), reason="so")
+    releasing = replace(binding, entry=entry("01:00.0", Stage.RELEASING), groups=())
     new = WriteFile(path="/a", staging="/", content="ä", is_new=True, reason="so")
     steps = (
         LoadModule(module="vfio-pci", driver="vfio-pci", reason="so"),
@@ -325,9 +325,9 @@ def test_every_kind_of_step_has_a_headline() -> None:
     )
     assert [headline(step) for step in steps] == [
         "load module vfio-pci",
-        "bind unit 0000:01:00.0 (IOMMU group 7)",
+        "bind unit 0000:01:00.0 (IOMMU groups 7, 8)",
         "release unit 0000:01:00.0",
-        "verify unit 0000:01:00.0 (IOMMU group 7)",
+        "verify unit 0000:01:00.0 (IOMMU groups 7, 8)",
         "write /a (2 bytes)",
         "replace /a (2 bytes)",
         "remove /a",

@@ -162,7 +162,7 @@ def test_virtual_functions_are_told_from_their_parent(machine: Machine) -> None:
         children = [f for f in functions.values() if isinstance(f.sriov, VirtualFunction)]
         assert [f.sriov for f in children] == 2 * [VirtualFunction(parent=owner.address)]
         group = found.by_group()[owner.iommu_group or -1]
-        verdict = judge(group, functions, found.platform, named=frozenset({owner.address}))
+        verdict = judge([group], functions, found.platform, named=frozenset({owner.address}))
         assert [b.address for b in verdict.blockers] == [owner.address]
     finally:
         count.write_text("0")

@@ -101,7 +101,7 @@ def test_a_function_without_a_group_is_a_unit_that_cannot_go() -> None:
     formed, _ = form(
         blueprint_of(pool("gpus")), inventory_of(replace(FIRST, iommu_group=None)), Ledger()
     )
-    assert formed[0].group is None
+    assert formed[0].groups == ()
     assert not formed[0].verdict.is_viable
 
 

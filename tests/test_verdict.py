@@ -30,7 +30,7 @@ NETWORK = function("01:00.1", NETWORK_CLASS)
 
 def verdict_on(*functions: PciFunction, platform: Platform = PLATFORM, named: str = "") -> Verdict:
     return judge(
-        group_of(*functions),
+        [group_of(*functions)],
         {f.address: f for f in functions},
         platform,
         named=frozenset(map(address, named.split())),
@@ -121,14 +121,14 @@ def test_without_interrupt_remapping_nothing_goes() -> None:
 
 def test_a_group_of_the_unsafe_mode_isolates_nothing() -> None:
     group = replace(group_of(GPU), is_noiommu=True)
-    blocker = only_blocker(judge(group, {GPU.address: GPU}, PLATFORM))
+    blocker = only_blocker(judge([group], {GPU.address: GPU}, PLATFORM))
     assert blocker.address is None
     assert "unsafe no-IOMMU mode" in blocker.reason
 
 
 def test_a_firmware_mapping_keeps_the_group() -> None:
     group = replace(group_of(GPU), has_direct_region=True)
-    blocker = only_blocker(judge(group, {GPU.address: GPU}, PLATFORM))
+    blocker = only_blocker(judge([group], {GPU.address: GPU}, PLATFORM))
     assert blocker.address is None
     assert "1:1 mapping for group 1" in blocker.reason
 
@@ -141,7 +141,7 @@ def test_a_group_of_bridges_has_nobody_to_give() -> None:
 
 def test_a_function_without_a_group_stays() -> None:
     verdict = judge_without_group(GPU, PLATFORM)
-    assert verdict.group is None
+    assert verdict.groups == ()
     assert only_blocker(verdict).address == GPU.address
     assert only_blocker(verdict).reason == "it is in no IOMMU group"
 
@@ -210,7 +210,7 @@ def test_a_bridge_driver_that_claims_dma_is_in_the_way(driver: str) -> None:
 
 
 def test_a_member_that_could_not_be_read_is_in_the_way() -> None:
-    verdict = judge(group_of(GPU, AUDIO), {GPU.address: GPU}, PLATFORM)
+    verdict = judge([group_of(GPU, AUDIO)], {GPU.address: GPU}, PLATFORM)
     assert only_blocker(verdict).address == AUDIO.address
     assert only_blocker(verdict).reason == "it cannot be read"
 

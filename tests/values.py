@@ -66,6 +66,8 @@ def function(  # noqa: PLR0913 - one argument for each fact a test may change
         power_state="D0",
         is_boot_display=False,
         vfio_cdev=vfio_cdev,
+        slot=None,
+        serial=None,
         vendor_name=None,
         product_name=product_name,
     )

@@ -147,8 +147,8 @@ def _move(host: Host, step: MoveGroup, journal: Journal) -> None:
     if step.is_release:
         journal.update(lambda ledger: ledger.without_entry(unit))
         return
-    if step.group is not None:
-        _require_node(host.path(f"/dev/vfio/{step.group}"), unit)
+    for group in step.groups:
+        _require_node(host.path(f"/dev/vfio/{group}"), unit)
     journal.update(lambda ledger: ledger.with_entry(replace(step.entry, stage=Stage.BOUND)))
 
 

@@ -7,6 +7,7 @@ from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.discover.inventory import collect, is_accelerator
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.iommu import Verdict, judge, judge_without_group
+from kata_gpu.model.isolation import all_bonded, bonds
 from kata_gpu.model.pci import PciFunction, PhysicalFunction, VirtualFunction
 
 _HEADER = ("ADDRESS", "DEVICE", "CLASS", "DRIVER", "GROUP", "NUMA", "PASSTHROUGH")
@@ -32,13 +33,15 @@ def inventory(options: argparse.Namespace) -> int:
 
 def _verdicts(found: Inventory) -> dict[object, Verdict]:
     """Return a verdict for each group, and for each accelerator that is in none."""
-    functions = found.by_address()
+    functions, groups = found.by_address(), found.by_group()
+    bonded = bonds(found.functions)
     with_endpoints = {f.iommu_group for f in found.functions if not f.is_bridge}
-    verdicts: dict[object, Verdict] = {
-        group.number: judge(group, functions, found.platform)
-        for group in found.groups
-        if group.number in with_endpoints
-    }
+    sets = {all_bonded(number, bonded) for number in groups if number in with_endpoints}
+    verdicts: dict[object, Verdict] = {}
+    for together in sorted(sets):
+        known = [groups[number] for number in together if number in groups]
+        verdict = judge(known, functions, found.platform)
+        verdicts.update(dict.fromkeys(together, verdict))
     for function in found.functions:
         if function.iommu_group is None and is_accelerator(function.identity):
             verdicts[function.address] = judge_without_group(function, found.platform)
@@ -62,8 +65,9 @@ def _text(found: Inventory, verdicts: dict[object, Verdict], *, is_wide: bool) -
         ]
         rows.append(row + _more(function) if is_wide else row)
     text = output.table(_HEADER + _WIDE if is_wide else _HEADER, rows)
-    for verdict in verdicts.values():
-        where = "node" if verdict.group is None else f"group {verdict.group}"
+    for verdict in dict.fromkeys(verdicts.values()):
+        numbers = ", ".join(map(str, verdict.groups))
+        where = f"group {numbers}" if numbers else "node"
         text += "".join(f"\n{where}: {blocker}" for blocker in verdict.blockers)
     text += "".join(f"\nproblem: {problem.subject}: {problem.reason}" for problem in found.problems)
     return text

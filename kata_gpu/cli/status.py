@@ -78,7 +78,7 @@ def _row(unit: dict[str, Any], *, is_wide: bool) -> list[object]:
         unit["state"],
         unit["pool"],
         unit["resource"],
-        unit["group"],
+        ",".join(map(str, unit["groups"])),
         unit["numa_node"],
         unit["functions"][0]["label"] if unit["functions"] else None,
     ]

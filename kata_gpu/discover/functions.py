@@ -28,11 +28,13 @@ from kata_gpu.model.pci import (
 )
 
 DEVICES: Final = "bus/pci/devices"
+_SLOTS: Final = "bus/pci/slots"
 
 _IDENTITY: Final = ("vendor", "device", "class")
 _LINK: Final = frozenset(
     {"current_link_speed", "current_link_width", "max_link_speed", "max_link_width"}
 )  # EINVAL where a link is down
+_OPTIONAL: Final = _LINK | {"serial_number"}  # which only CAP_SYS_ADMIN may read
 _DETAILS: Final = (
     "subsystem_vendor",
     "subsystem_device",
@@ -44,9 +46,11 @@ _DETAILS: Final = (
     "power_state",
     "boot_vga",
     "sriov_totalvfs",
+    "serial_number",
 )
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 _HEX: Final = re.compile(r"0x[0-9a-f]{1,16}")
+_SERIAL: Final = re.compile(r"[0-9a-f]{2}(-[0-9a-f]{2}){7}")
 _SPEED: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9])?) GT/s")
 _ROOT: Final = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 
@@ -109,7 +113,23 @@ def override_path(address: PciAddress) -> str:
     return f"{DEVICES}/{address}/driver_override"
 
 
-def details(sysfs: Sysfs, where: Place, names: PciIds, override: Answer) -> PciFunction:
+def slots(sysfs: Sysfs) -> dict[tuple[int, int, int], str]:
+    """Return the name of each physical slot, by what its functions share of the address."""
+    found = {}
+    for name in sysfs.names(_SLOTS):
+        try:
+            text = sysfs.read(f"{_SLOTS}/{name}/address")
+            address = PciAddress.parse(f"{text}.0")
+        except (HostError, ValueError):  # a slot without a card has no device part
+            continue
+        if _NAME.fullmatch(name):
+            found[address.slot] = name
+    return found
+
+
+def details(
+    sysfs: Sysfs, where: Place, names: PciIds, override: Answer, *, slot: str | None = None
+) -> PciFunction:
     """Read everything about the function at *where* that needs no lock.
 
     *override* is what its driver_override answered; where it hangs, it counts as unset, and
@@ -121,7 +141,7 @@ def details(sysfs: Sysfs, where: Place, names: PciIds, override: Answer) -> PciF
     identity = where.identity
     directory = f"{DEVICES}/{identity.address}"
     try:
-        found = sysfs.attributes(directory, _DETAILS, optional=_LINK)
+        found = sysfs.attributes(directory, _DETAILS, optional=_OPTIONAL)
         vendor_name, product_name = names.names(identity.vendor, identity.device)
         return PciFunction(
             identity=identity,
@@ -146,6 +166,8 @@ def details(sysfs: Sysfs, where: Place, names: PciIds, override: Answer) -> PciF
             power_state=_name(found.get("power_state")),
             is_boot_display=found.get("boot_vga") == "1",
             vfio_cdev=_cdev(sysfs, directory),
+            slot=slot,
+            serial=_serial(found.get("serial_number")),
             vendor_name=vendor_name,
             product_name=product_name,
         )
@@ -183,6 +205,13 @@ def _known(text: str | None) -> int | None:
 
 def _name(text: str | None) -> str | None:
     return text if text is not None and _NAME.fullmatch(text) else None
+
+
+def _serial(text: str | None) -> str | None:
+    """Return a device serial number; None where there is none, or all its bytes are equal."""
+    if text is None or not _SERIAL.fullmatch(text) or len(set(text.split("-"))) == 1:
+        return None
+    return text
 
 
 def _override(answer: Answer) -> str | None:

@@ -1,8 +1,8 @@
 """Make the inventory in one pass over sysfs.
 
 A function matters if it is a GPU or an NVSwitch, or if the caller is interested in it; so
-do the others of its slot and of its IOMMU group, and the bridges above. Of the rest only
-the identity is read. A function that vanishes or lies in between is a problem in the
+do the others of its slot, of its bus and of their IOMMU groups, and the bridges above. Of the
+rest only the identity is read. A function that vanishes or lies in between is a problem in the
 inventory: it never spoils the others.
 """
 
@@ -54,12 +54,19 @@ def collect(
     overrides = _overrides(host.sysfs, wanted, operations)
     if any(isinstance(answer, StuckError) for answer in overrides.values()):
         operations = children.leftovers(host.path("/proc"))
+    slots = functions.slots(host.sysfs)
     found: list[PciFunction] = []
     with pci_ids.opened(host.root) as names:
         for address in sorted(wanted):
             try:
                 found.append(
-                    functions.details(host.sysfs, places[address], names, overrides[address])
+                    functions.details(
+                        host.sysfs,
+                        places[address],
+                        names,
+                        overrides[address],
+                        slot=slots.get(address.slot),
+                    )
                 )
             except UnreadableFunctionError as error:
                 problems.append(Problem(subject=str(address), reason=str(error)))
@@ -110,15 +117,21 @@ def _that_matter(places: Mapping[PciAddress, Place], interest: Interest) -> set[
         for where in places.values()
         if is_accelerator(where.identity) or interest(where.identity)
     ]
-    slots = {where.identity.address.slot for where in chosen}
-    groups = {where.group for where in chosen if where.group is not None}
+    near = {_neighbourhood(where) for where in chosen}
+    groups = {where.group for where in places.values() if _neighbourhood(where) in near}
     company = {
         address
         for address, where in places.items()
-        if address.slot in slots or where.group in groups
+        if _neighbourhood(where) in near or (where.group is not None and where.group in groups)
     }
     above = {bridge for address in company for bridge in places[address].bridges}
     return company | (above & places.keys())
+
+
+def _neighbourhood(where: Place) -> tuple[int, ...]:
+    """Return what functions share that may share a card or a reset: the bus behind a bridge."""
+    address = where.identity.address
+    return (address.domain, address.bus) if where.bridges else address.slot
 
 
 def _groups(sysfs: Sysfs, numbers: Iterable[int], problems: list[Problem]) -> Iterable[IommuGroup]:

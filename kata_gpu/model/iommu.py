@@ -16,7 +16,7 @@ handed out whole. Rules and sources:
   it; and where a pool names no accelerator of the group, it must name every function.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,7 +71,9 @@ class Blocker:
 class Verdict:
     """Whether a group may be given to a guest, and if not, what is in the way."""
 
-    group: int | None
+    groups: tuple[int, ...]
+    """All that go together; empty without an IOMMU."""
+
     passengers: tuple[PciAddress, ...]
     """The functions a guest gets: all members but bridges, by address."""
 
@@ -84,22 +86,25 @@ class Verdict:
 
 
 def judge(
-    group: IommuGroup,
+    groups: Sequence[IommuGroup],
     functions: Mapping[PciAddress, PciFunction],
     platform: Platform,
     *,
     named: frozenset[PciAddress] = frozenset(),
 ) -> Verdict:
-    """Decide whether *group* may be given to a guest.
+    """Decide whether *groups* may be given to a guest together.
 
     *named* are functions that a pool selects; they may be of any kind but storage and
     the boot display. A member missing from *functions* could not be read, and blocks.
     """
-    blockers = [*_node_blockers(platform), *_group_blockers(group)]
+    blockers = _node_blockers(platform)
+    for group in groups:
+        blockers += _group_blockers(group)
+    members = sorted(address for group in groups for address in group.members)
     passengers: list[PciAddress] = []
-    known = [functions[address] for address in group.members if address in functions]
+    known = [functions[address] for address in members if address in functions]
     welcome = named | _company(known, named)
-    for address in group.members:
+    for address in members:
         function = functions.get(address)
         if function is None:
             blockers.append(
@@ -118,7 +123,11 @@ def judge(
         blockers.append(
             Blocker(address=None, reason="it holds only bridges", remedy="select an endpoint")
         )
-    return Verdict(group=group.number, passengers=tuple(passengers), blockers=tuple(blockers))
+    return Verdict(
+        groups=tuple(group.number for group in groups),
+        passengers=tuple(passengers),
+        blockers=tuple(blockers),
+    )
 
 
 def judge_without_group(function: PciFunction, platform: Platform) -> Verdict:
@@ -130,7 +139,7 @@ def judge_without_group(function: PciFunction, platform: Platform) -> Verdict:
             remedy="the IOMMU does not cover it: check the firmware's and the kernel's settings",
         )
     ]
-    return Verdict(group=None, passengers=(function.address,), blockers=tuple(blockers))
+    return Verdict(groups=(), passengers=(function.address,), blockers=tuple(blockers))
 
 
 def _node_blockers(platform: Platform) -> list[Blocker]:
@@ -237,12 +246,12 @@ def _company(members: Iterable[PciFunction], named: frozenset[PciAddress]) -> fr
     return frozenset(
         f.address
         for f in members
-        if f.address in accelerators or (f.address.slot in slots and _is_on_gpu_cards(f))
+        if f.address in accelerators or (f.address.slot in slots and is_on_gpu_cards(f))
     )
 
 
-def _is_on_gpu_cards(function: PciFunction) -> bool:
-    """Whether it is of a kind that GPU cards carry: audio, USB, UCSI."""
+def is_on_gpu_cards(function: PciFunction) -> bool:
+    """Tell whether it is of a kind that GPU cards carry: audio, USB, UCSI."""
     return (
         function.identity.subclass == CLASS_AUDIO or function.class_code >> 16 == CLASS_SERIAL_BUS
     )

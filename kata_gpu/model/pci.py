@@ -191,6 +191,13 @@ class PciFunction:
     vfio_cdev: str | None
     """The ``vfioN`` whose character device /dev/vfio/devices/vfioN exists; None without one."""
 
+    slot: str | None
+    """Name of the physical slot; None where the firmware names none."""
+
+    serial: str | None
+    """The PCIe device serial number; None where there is none, or the kernel does not show it
+    (before 7.0, or without CAP_SYS_ADMIN)."""
+
     vendor_name: str | None
     product_name: str | None
     """From the pci.ids database; None when it has no entry, or is not installed."""

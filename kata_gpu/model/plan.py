@@ -74,7 +74,7 @@ class MoveGroup:
     entry: LedgerEntry
     """What the ledger says before the first write; its stage tells bind from release."""
 
-    group: int | None
+    groups: tuple[int, ...]
     moves: tuple[Move, ...]
     reason: str
     needs: tuple[int, ...] = ()
@@ -133,7 +133,7 @@ def headline(step: Step) -> str:
         case LoadModule(module=module):
             return f"load module {module}"
         case MoveGroup():
-            where = "" if step.group is None else f" (IOMMU group {step.group})"
+            where = in_groups(step.groups)
             if not step.moves:
                 return f"{'forget' if step.is_release else 'verify'} unit {step.entry.unit}{where}"
             verb = "release" if step.is_release else "bind"
@@ -143,6 +143,12 @@ def headline(step: Step) -> str:
             return f"{'write' if is_new else 'replace'} {path} ({size} bytes)"
         case RemoveFile(path=path):
             return f"remove {path}"
+
+
+def in_groups(groups: tuple[int, ...]) -> str:
+    """Return `` (IOMMU group 5)`` or the like; nothing without any."""
+    numbers = ", ".join(map(str, groups))
+    return f" (IOMMU group{'s' if len(groups) > 1 else ''} {numbers})" if groups else ""
 
 
 def text(plan: Plan) -> str:

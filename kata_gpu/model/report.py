@@ -88,7 +88,7 @@ class UnitStatus:
     reason: str
     pool: str
     resource: str | None
-    group: int | None
+    groups: tuple[int, ...]
     numa_node: int | None
     functions: tuple[UnitFunction, ...]
     nodes: tuple[str, ...]

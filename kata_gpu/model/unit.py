@@ -1,4 +1,4 @@
-"""A unit: what is handed out as one, which is the guest's share of one IOMMU group."""
+"""A unit: what is handed out as one, which is the guest's share of its IOMMU groups."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from kata_gpu.model.pci import PciAddress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """The functions of one group that go to a guest together.
+    """The functions that go to a guest together: mostly of one group.
 
     The identity is the address of the primary function: neither group numbers nor cdev
     numbers live as long as a unit does.
@@ -17,7 +17,9 @@ class Unit:
     primary: PciAddress
     """The GPU with the lowest address, or the lowest selected function without one."""
 
-    group: int | None
+    groups: tuple[int, ...]
+    """By number; empty without an IOMMU."""
+
     functions: tuple[PciAddress, ...]
     pool: str
     verdict: Verdict

@@ -43,12 +43,12 @@ def is_ours(directory: str, file: str) -> bool:
 def nodes(unit: Unit, functions: Iterable[PciFunction], platform: Platform) -> tuple[str, ...]:
     """Return the device nodes that give *unit* to a VM.
 
-    With iommufd and a character device for each function those; else the group's node.
+    With iommufd and a character device for each function those; else the groups' nodes.
     """
     cdevs = [function.vfio_cdev for function in functions]
     if platform.iommufd and cdevs and all(cdevs):
         return tuple(f"/dev/vfio/devices/{cdev}" for cdev in cdevs)
-    return (f"/dev/vfio/{unit.group}",)
+    return tuple(f"/dev/vfio/{group}" for group in unit.groups)
 
 
 def render(kind: str, devices: Mapping[str, tuple[str, ...]]) -> str | None:

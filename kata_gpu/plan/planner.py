@@ -168,7 +168,7 @@ class _Draft:
             now = self._functions.get(function.address)
             if now is None:
                 continue
-            if self._ids(now.address) != (function.address, function.vendor, function.device):
+            if not self._is_same(function):
                 if now.binding.override is None and not self._is_on_vfio(now.address):
                     continue  # the host has the new card already: there is nothing to give back
                 self._note(
@@ -185,7 +185,7 @@ class _Draft:
         self._moves.append(
             MoveGroup(
                 entry=replace(entry, stage=Stage.RELEASING),
-                group=self._group_of(entry),
+                groups=self._groups_of(entry),
                 moves=tuple(moves),
                 reason=reason,
             )
@@ -213,8 +213,8 @@ class _Draft:
             return False
         if entry is None:
             return self._may_take(unit, pool)
-        known = {(f.address, f.vendor, f.device) for f in entry.functions}
-        if known != {self._ids(address) for address in unit.functions}:
+        known = {function.address for function in entry.functions}
+        if known != set(unit.functions) or not all(map(self._is_same, entry.functions)):
             self._note(
                 Severity.REFUSED,
                 unit.id,
@@ -259,7 +259,7 @@ class _Draft:
             self._moves.append(
                 MoveGroup(
                     entry=_binding_entry(unit, functions, entry),
-                    group=unit.group,
+                    groups=unit.groups,
                     moves=moves,
                     reason=f"pool {pool.name} passes it through",
                 )
@@ -340,13 +340,17 @@ class _Draft:
 
     # Small questions
 
-    def _group_of(self, entry: LedgerEntry) -> int | None:
-        now = self._functions.get(entry.functions[0].address)
-        return now.iommu_group if now else None
+    def _groups_of(self, entry: LedgerEntry) -> tuple[int, ...]:
+        now = (self._functions.get(function.address) for function in entry.functions)
+        return tuple(sorted({f.iommu_group for f in now if f and f.iommu_group is not None}))
 
-    def _ids(self, address: PciAddress) -> tuple[PciAddress, int, int]:
-        identity = self._functions[address].identity
-        return address, identity.vendor, identity.device
+    def _is_same(self, function: OriginalFunction) -> bool:
+        """Tell whether what the ledger knows is what sits there now, as far as both can tell."""
+        now = self._functions[function.address]
+        return (function.vendor, function.device) == (now.vendor, now.identity.device) and all(
+            None in pair or pair[0] == pair[1]
+            for pair in ((function.slot, now.slot), (function.serial, now.serial))
+        )
 
     def _is_on_vfio(self, address: PciAddress) -> bool:
         driver = self._functions[address].binding.driver
@@ -399,6 +403,8 @@ def _binding_entry(
                 vendor=function.vendor,
                 device=function.identity.device,
                 original=function.binding,
+                slot=function.slot,
+                serial=function.serial,
             )
             for function in functions
         ),

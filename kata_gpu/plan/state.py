@@ -84,7 +84,7 @@ def _status(
         reason=state[1],
         pool=pool.name,
         resource=pool.resource,
-        group=unit.group,
+        groups=unit.groups,
         numa_node=functions[unit.primary].numa_node,
         functions=tuple(
             UnitFunction(

@@ -7,6 +7,7 @@ from typing import Final
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.iommu import forbidden_reason, judge, judge_without_group
+from kata_gpu.model.isolation import all_bonded, bonds
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.plan import Finding, Severity
@@ -34,9 +35,10 @@ def form(blueprint: Blueprint, inventory: Inventory, ledger: Ledger) -> Formed:
     """Return the units, and what the pools ask for that no unit can be."""
     forbidden = dict(_forbidden(blueprint, inventory))
     findings = list(forbidden.values())
+    bonded = bonds(inventory.functions)
     taken: dict[str, int] = {}
     units: list[Unit] = []
-    for chosen in _clusters(blueprint, inventory, ledger):
+    for chosen in _clusters(blueprint, inventory, ledger, bonded):
         pool = _pool_with_room(blueprint, chosen[0], taken)
         if pool is None:
             continue
@@ -45,7 +47,7 @@ def form(blueprint: Blueprint, inventory: Inventory, ledger: Ledger) -> Formed:
         if rival is not None:
             findings.append(rival)
             continue
-        units.append(_unit(blueprint, inventory, chosen, pool))
+        units.append(_unit(blueprint, inventory, chosen, pool, bonded))
     findings.extend(_too_few(blueprint, taken))
     return Formed(
         units=tuple(sorted(units, key=lambda unit: unit.primary)),
@@ -55,19 +57,22 @@ def form(blueprint: Blueprint, inventory: Inventory, ledger: Ledger) -> Formed:
 
 
 def _clusters(
-    blueprint: Blueprint, inventory: Inventory, ledger: Ledger
+    blueprint: Blueprint,
+    inventory: Inventory,
+    ledger: Ledger,
+    bonded: Mapping[int, tuple[int, ...]],
 ) -> list[list[PciFunction]]:
-    """Return the selected functions of each group, the primary first.
+    """Return the selected functions of each set of groups, the primary first.
 
     Clusters that are ours come first, so that a pool's limit keeps what it has.
     """
-    by_group: dict[int | PciAddress, list[PciFunction]] = {}
+    by_groups: dict[tuple[int, ...] | PciAddress, list[PciFunction]] = {}
     for function in inventory.functions:
         if blueprint.pool_for(function) is not None:
-            key = function.address if function.iommu_group is None else function.iommu_group
-            by_group.setdefault(key, []).append(function)
+            groups = _groups(function, bonded)
+            by_groups.setdefault(groups or function.address, []).append(function)
     clusters = [
-        sorted(chosen, key=lambda f: (not f.is_gpu, f.address)) for chosen in by_group.values()
+        sorted(chosen, key=lambda f: (not f.is_gpu, f.address)) for chosen in by_groups.values()
     ]
     return sorted(clusters, key=lambda c: (ledger.owner(c[0].address) is None, c[0].address))
 
@@ -119,27 +124,38 @@ def _rival(
 
 
 def _unit(
-    blueprint: Blueprint, inventory: Inventory, chosen: list[PciFunction], pool: Pool
+    blueprint: Blueprint,
+    inventory: Inventory,
+    chosen: list[PciFunction],
+    pool: Pool,
+    bonded: Mapping[int, tuple[int, ...]],
 ) -> Unit:
     primary = chosen[0]
-    group = inventory.by_group().get(-1 if primary.iommu_group is None else primary.iommu_group)
+    known = inventory.by_group()
+    numbers = _groups(primary, bonded)
+    groups = [known[number] for number in numbers if number in known]
     verdict = (
-        judge_without_group(primary, inventory.platform)
-        if group is None
-        else judge(
-            group,
+        judge(
+            groups,
             inventory.by_address(),
             inventory.platform,
             named=frozenset(f.address for f in chosen if _is_to_pass(blueprint, f)),
         )
+        if groups
+        else judge_without_group(primary, inventory.platform)
     )
     return Unit(
         primary=primary.address,
-        group=primary.iommu_group,
+        groups=numbers,
         functions=verdict.passengers,
         pool=pool.name,
         verdict=verdict,
     )
+
+
+def _groups(function: PciFunction, bonded: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
+    number = function.iommu_group
+    return () if number is None else all_bonded(number, bonded)
 
 
 def _is_to_pass(blueprint: Blueprint, function: PciFunction) -> bool:
