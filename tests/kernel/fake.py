@@ -381,8 +381,9 @@ class FakeKernel(Sysfs):
 
     def _wait(self, function: Function, path: str, value: str) -> None:
         """Wait for the user in a child, as the agent does, and leave it when it takes too long."""
-        function.stuck = True
-        self.tree.show_driver(function.spec, None)  # which goes first
+        with self._lock:
+            function.stuck = True
+            self.tree.show_driver(function.spec, None)  # which goes first
         unbind = threading.Thread(target=self._finish_unbind, args=(function,), daemon=True)
         unbind.start()
         unbind.join(self.patience_s)
