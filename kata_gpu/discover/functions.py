@@ -114,6 +114,7 @@ def details(sysfs: Sysfs, where: Place, names: PciIds) -> PciFunction:
     directory = f"{DEVICES}/{identity.address}"
     try:
         found = sysfs.attributes(directory, _DETAILS, optional=_LINK)
+        devices = sysfs.names(f"{directory}/vfio-dev")
         vendor_name, product_name = names.names(identity.vendor, identity.device)
         return PciFunction(
             identity=identity,
@@ -137,7 +138,8 @@ def details(sysfs: Sysfs, where: Place, names: PciIds) -> PciFunction:
             sriov=_sriov(sysfs, directory, found),
             power_state=_name(found.get("power_state")),
             is_boot_display=found.get("boot_vga") == "1",
-            vfio_cdev=_cdev(sysfs, directory),
+            is_on_vfio=bool(devices),
+            vfio_cdev=_cdev(sysfs, directory, devices),
             vendor_name=vendor_name,
             product_name=product_name,
         )
@@ -250,9 +252,9 @@ def _sriov(sysfs: Sysfs, directory: str, found: dict[str, str]) -> SriovRole | N
     return PhysicalFunction(total_vfs=total, active_vfs=_known(found.get("sriov_numvfs")) or 0)
 
 
-def _cdev(sysfs: Sysfs, directory: str) -> str | None:
+def _cdev(sysfs: Sysfs, directory: str, devices: list[str]) -> str | None:
     """Return the VFIO device that has a character device number of its own."""
-    for name in sysfs.names(f"{directory}/vfio-dev"):
+    for name in devices:
         if _NAME.fullmatch(name) and sysfs.exists(f"{directory}/vfio-dev/{name}/dev"):
             return name
     return None

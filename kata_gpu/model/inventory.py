@@ -6,6 +6,7 @@ from datetime import datetime
 from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.platform import Platform
+from kata_gpu.model.vfio import VfioDriver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,8 @@ class Inventory:
     files: tuple[FileContent, ...]
     problems: tuple[Problem, ...]
     read_at: datetime  # UTC
+    vfio_drivers: tuple[VfioDriver, ...] = ()
+    """For each function but bridges, by address; empty where they were not looked for."""
 
     def by_address(self) -> dict[PciAddress, PciFunction]:
         """Return the functions keyed by address."""
