@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kata_gpu.errors import HostError
@@ -143,6 +143,7 @@ def modalias(ids: tuple[int | None, ...]) -> str:
     return "vfio_pci:" + "".join(f"{key}{text}" for key, text in zip(KEYS, texts, strict=True))
 
 
+@settings(deadline=None)
 @given(patterns=st.lists(PATTERNS, max_size=8), wanted=IDS)
 def test_it_is_the_choice_of_who_matches_the_text(
     patterns: list[tuple[int | None, ...]], wanted: Ids, tmp_path_factory: pytest.TempPathFactory
@@ -158,6 +159,7 @@ def test_it_is_the_choice_of_who_matches_the_text(
     assert vfio.best_module(aliases, wanted) in (expected if fewest < 7 else {VFIO_PCI})
 
 
+@settings(deadline=None)
 @given(text=st.text(st.sampled_from("alis vfo_pc:d0123DEsb*\n#"), max_size=300))
 def test_whatever_the_file_says_modules_have_the_names_of_modules(
     text: str, tmp_path_factory: pytest.TempPathFactory
