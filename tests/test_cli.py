@@ -14,7 +14,7 @@ import yaml
 from kata_gpu import __version__
 from kata_gpu.agent import node
 from tests.kernel import nodes
-from tests.kernel.fake import FakeKernel
+from tests.kernel.fake import RELEASE, FakeKernel
 from tests.passthrough import EVERY_GPU, SETTINGS, TEXT, everything, journal_of
 
 Done = subprocess.CompletedProcess[str]
@@ -123,8 +123,31 @@ def test_the_inventory_is_a_table(home: Path) -> None:
 
 def test_the_wide_inventory_has_more_columns(home: Path) -> None:
     header, *rows = run("inventory", "-o", "wide", "--root", home).stdout.splitlines()
-    assert header.split()[-7:] == ["OVERRIDE", "ROOT", "BARS", "LINK", "RESET", "SR-IOV", "POWER"]
+    columns = ["OVERRIDE", "ROOT", "BARS", "LINK", "RESET", "SR-IOV", "POWER", "VFIO"]
+    assert header.split()[-8:] == columns
     assert "16M+256M+32M" in next(row for row in rows if row.startswith(nodes.GPU))
+
+
+@pytest.mark.parametrize(
+    ("loaded", "shown"), [(True, "nvgrace-gpu-vfio-pci"), (False, "nvgrace_gpu_vfio_pci")]
+)
+def test_the_wide_inventory_shows_the_driver_that_suits_or_its_module(
+    loaded: bool, shown: str, tmp_path: Path
+) -> None:
+    kernel = nodes.grace(tmp_path, loaded=loaded)
+    lines = run("inventory", "-o", "wide", "--root", kernel.host.root).stdout.splitlines()
+    suited = {line.split()[0]: line.split()[-1] for line in lines}
+    assert suited == {"ADDRESS": "VFIO", "0000:00:01.0": "-", nodes.GPU: shown}
+
+
+@pytest.mark.parametrize(("form", "reads"), [("table", False), ("wide", True)])
+def test_the_table_does_not_pay_for_what_it_does_not_show(
+    form: str, reads: bool, tmp_path: Path
+) -> None:
+    kernel = nodes.grace(tmp_path)
+    (tmp_path / f"lib/modules/{RELEASE}/modules.alias").write_bytes(b"\xff")
+    shown = run("inventory", "-o", form, "--root", kernel.host.root).stdout
+    assert ("problem: modules.alias: cannot read" in shown) is reads
 
 
 @pytest.mark.parametrize(("form", "load"), [("json", json.loads), ("yaml", yaml.safe_load)])

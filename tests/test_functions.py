@@ -152,13 +152,13 @@ def test_only_a_bound_function_with_a_number_has_a_node_of_its_own(
 ) -> None:
     kernel = nodes.single_gpu(tmp_path, cdevs=cdevs)
     kernel.run(("modprobe", "--", "vfio-pci"), timeout_s=3)
-    assert read(kernel).vfio_cdev is None
+    assert (read(kernel).is_on_vfio, read(kernel).vfio_cdev) == (False, None)
     kernel.write(f"bus/pci/devices/{GPU}/driver_override", "vfio-pci")
     kernel.write("bus/pci/drivers/nvidia/unbind", GPU)
     assert read(kernel).binding == Binding(driver=None, override="vfio-pci")
     kernel.write("bus/pci/drivers/vfio-pci/bind", GPU)
     assert read(kernel).binding == Binding(driver="vfio-pci", override="vfio-pci")
-    assert read(kernel).vfio_cdev == cdev
+    assert (read(kernel).is_on_vfio, read(kernel).vfio_cdev) == (True, cdev)
 
 
 # What the kernel does not know

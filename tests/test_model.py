@@ -315,7 +315,7 @@ def test_every_kind_of_step_has_a_headline() -> None:
     releasing = replace(binding, entry=entry("01:00.0", Stage.RELEASING), groups=())
     new = WriteFile(path="/a", staging="/", content="ä", is_new=True, reason="so")
     steps = (
-        LoadModule(module="vfio-pci", driver="vfio-pci", reason="so"),
+        LoadModule(module="vfio-pci", units=("0000:01:00.0",), reason="so"),
         binding,
         releasing,
         replace(binding, moves=()),

@@ -78,7 +78,6 @@ def test_a_plain_node_has_none_of_the_special_facts(tmp_path: Path) -> None:
         unsafe_interrupts=False,
         noiommu_mode=False,
         iommufd=False,
-        vfio_drivers=(),
         tees=(),
     )
 
@@ -88,15 +87,6 @@ def test_the_unsafe_modes_of_vfio_are_seen(unsafe: bool, noiommu: bool, tmp_path
     kernel = FakeKernel(tmp_path, unsafe_interrupts=unsafe, noiommu_mode=noiommu)
     facts = collected(kernel).platform
     assert (facts.unsafe_interrupts, facts.noiommu_mode) == (unsafe, noiommu)
-
-
-def test_vfio_drivers_are_vfio_pci_and_its_variants(tmp_path: Path) -> None:
-    kernel = nodes.bare(tmp_path)
-    for name in ("nvgrace-gpu-vfio-pci", "mlx5_vfio_pci"):
-        kernel.add_driver(name, vfio=True)
-    kernel.run(("modprobe", "--", "vfio-pci"), timeout_s=3)
-    expected = ("mlx5_vfio_pci", "nvgrace-gpu-vfio-pci", "vfio-pci")
-    assert collected(kernel).platform.vfio_drivers == expected
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ PLATFORM: Final = Platform(
     unsafe_interrupts=False,
     noiommu_mode=False,
     iommufd=False,
-    vfio_drivers=("vfio-pci",),
     tees=(),
 )
 
@@ -65,6 +64,7 @@ def function(  # noqa: PLR0913 - one argument for each fact a test may change
         sriov=None,
         power_state="D0",
         is_boot_display=False,
+        is_on_vfio=binding.driver == "vfio-pci",
         vfio_cdev=vfio_cdev,
         slot=None,
         serial=None,

@@ -111,11 +111,12 @@ def _take(host: Host, step: Step, journal: Journal) -> Outcome:
 
 def _do(host: Host, step: Step, journal: Journal) -> None:
     match step:
-        case LoadModule(module=module, driver=driver):
+        case LoadModule(module=module):
             modules.load(host.run, module, root=host.root)
-            if not host.sysfs.exists(f"bus/pci/drivers/{driver}"):
+            if not modules.pci_drivers(host.sysfs, module):
                 raise VerificationError(
-                    f"cannot use module {module}: it loaded, but driver {driver} is not there"
+                    f"cannot use module {module}: it loaded, but it registered no PCI driver; "
+                    f"see the kernel's log"
                 )
         case MoveGroup():
             _move(host, step, journal)

@@ -10,20 +10,22 @@ from kata_gpu.act import executor
 from kata_gpu.act.executor import Progress
 from kata_gpu.act.journal import Journal
 from kata_gpu.discover import inventory as discover
+from kata_gpu.discover import vfio
 from kata_gpu.host import Host, children
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import Identity
-from kata_gpu.model.plan import Plan
+from kata_gpu.model.plan import LoadModule, Plan
 from kata_gpu.model.report import NodeState, Outcome, Report
 from kata_gpu.plan import cdi, planner, state
 from kata_gpu.settings.agent import Settings
 
 log = logging.getLogger(__name__)
 
-_ROUNDS_MAX: Final = 3
-"""Bind, publish what the kernel numbered, and publish without what failed."""
+_ROUNDS_MAX: Final = 4
+"""Load what only then names its driver, bind, publish what the kernel numbered, and publish
+without what failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ def make_plan(
     failed: Mapping[str, str] | None = None,
 ) -> tuple[Inventory, Plan]:
     """Look, and return what would be done."""
-    inventory = look(host, settings, blueprint, ledger)
+    inventory = vfio.suited(host, look(host, settings, blueprint, ledger))
     return inventory, planner.plan(
         blueprint, inventory, ledger, cdi_directory=settings.cdi_directory, failed=failed
     )
@@ -99,18 +101,26 @@ def converge(
             break
         report = executor.execute(host, plan, journal, progress=progress)
         outcomes.extend(report.outcomes)
-        setbacks = {
-            outcome.unit: outcome.detail or "it was not done"
-            for outcome in report.outcomes
-            if outcome.unit is not None and outcome.detail is not None
-        }
+        setbacks = _setbacks(plan, report)
         if report.failures and not setbacks:
-            break  # a file or a module: trying again now would fail again
+            break  # a file: trying again now would fail again
         hopeless.update(setbacks)
         inventory, plan = make_plan(host, settings, blueprint, journal.ledger, hopeless)
     return Turn(
         inventory=inventory, plan=plan, report=Report(outcomes=tuple(outcomes)), failed=hopeless
     )
+
+
+def _setbacks(plan: Plan, report: Report) -> dict[str, str]:
+    """Return the units that came to nothing, each with the first reason."""
+    found: dict[str, str] = {}
+    for step, outcome in zip(plan.steps, report.outcomes, strict=True):
+        if outcome.detail is not None:
+            units = step.units if isinstance(step, LoadModule) else (outcome.unit,)
+            for unit in units:
+                if unit is not None:
+                    found.setdefault(unit, outcome.detail)
+    return found
 
 
 def describe(

@@ -11,14 +11,17 @@ from kata_gpu.model.isolation import all_bonded, bonds
 from kata_gpu.model.pci import PciFunction, PhysicalFunction, VirtualFunction
 
 _HEADER = ("ADDRESS", "DEVICE", "CLASS", "DRIVER", "GROUP", "NUMA", "PASSTHROUGH")
-_WIDE = ("OVERRIDE", "ROOT", "BARS", "LINK", "RESET", "SR-IOV", "POWER")
+_WIDE = ("OVERRIDE", "ROOT", "BARS", "LINK", "RESET", "SR-IOV", "POWER", "VFIO")
 
 
 def inventory(options: argparse.Namespace) -> int:
     """Print the inventory and exit with 0; problems are part of it."""
-    found = collect(
-        context.host(options), interest=(lambda _: True) if options.all else is_accelerator
-    )
+    host = context.host(options)
+    found = collect(host, interest=(lambda _: True) if options.all else is_accelerator)
+    if options.output != "table":  # which has no room for it
+        from kata_gpu.discover import vfio  # noqa: PLC0415 - for these alone
+
+        found = vfio.suited(host, found)
     verdicts = _verdicts(found)
     if options.output in {"json", "yaml"}:
         from kata_gpu.observe.document import document  # noqa: PLC0415 - for these alone
@@ -50,6 +53,7 @@ def _verdicts(found: Inventory) -> dict[object, Verdict]:
 
 def _text(found: Inventory, verdicts: dict[object, Verdict], *, is_wide: bool) -> str:
     rows = []
+    suited = {driver.address: driver.driver or driver.module for driver in found.vfio_drivers}
     for function in found.functions:
         verdict = verdicts.get(
             function.address if function.iommu_group is None else function.iommu_group
@@ -63,7 +67,8 @@ def _text(found: Inventory, verdicts: dict[object, Verdict], *, is_wide: bool) -
             function.numa_node,
             _answer(function, verdict),
         ]
-        rows.append(row + _more(function) if is_wide else row)
+        more = [*_more(function), suited.get(function.address)] if is_wide else []
+        rows.append(row + more)
     text = output.table(_HEADER + _WIDE if is_wide else _HEADER, rows)
     for verdict in dict.fromkeys(verdicts.values()):
         numbers = ", ".join(map(str, verdict.groups))

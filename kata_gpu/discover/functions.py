@@ -142,6 +142,7 @@ def details(
     directory = f"{DEVICES}/{identity.address}"
     try:
         found = sysfs.attributes(directory, _DETAILS, optional=_OPTIONAL)
+        devices = sysfs.names(f"{directory}/vfio-dev")
         vendor_name, product_name = names.names(identity.vendor, identity.device)
         return PciFunction(
             identity=identity,
@@ -165,9 +166,10 @@ def details(
             sriov=_sriov(sysfs, directory, found),
             power_state=_name(found.get("power_state")),
             is_boot_display=found.get("boot_vga") == "1",
-            vfio_cdev=_cdev(sysfs, directory),
             slot=slot,
             serial=_serial(found.get("serial_number")),
+            is_on_vfio=bool(devices),
+            vfio_cdev=_cdev(sysfs, directory, devices),
             vendor_name=vendor_name,
             product_name=product_name,
         )
@@ -292,9 +294,9 @@ def _sriov(sysfs: Sysfs, directory: str, found: dict[str, str]) -> SriovRole | N
     return PhysicalFunction(total_vfs=total, active_vfs=active)  # sriov_numvfs takes the lock
 
 
-def _cdev(sysfs: Sysfs, directory: str) -> str | None:
+def _cdev(sysfs: Sysfs, directory: str, devices: list[str]) -> str | None:
     """Return the VFIO device that has a character device number of its own."""
-    for name in sysfs.names(f"{directory}/vfio-dev"):
+    for name in devices:
         if _NAME.fullmatch(name) and sysfs.exists(f"{directory}/vfio-dev/{name}/dev"):
             return name
     return None

@@ -46,7 +46,6 @@ def read(host: Host) -> tuple[Platform, tuple[Problem, ...]]:
         ),
         noiommu_mode=_is_set(host, "module/vfio/parameters/enable_unsafe_noiommu_mode"),
         iommufd=is_character_device(host.path("/dev/iommu")),
-        vfio_drivers=_vfio_drivers(host),
         tees=tuple(tee for parameter, tee in _TEES.items() if _is_set(host, parameter)),
     ), tuple(problems)
 
@@ -71,14 +70,6 @@ def _interrupt_remapping(host: Host) -> bool | None:
     if text is None or not ("PCI-MSI" in text or "IO-APIC" in text):
         return None  # not an x86 host: the interrupt controller does it, or does not say
     return "IR-IO-APIC" in text or "IR-PCI-MSI" in text
-
-
-def _vfio_drivers(host: Host) -> tuple[str, ...]:
-    return tuple(
-        name
-        for name in host.sysfs.names("bus/pci/drivers")
-        if name == "vfio-pci" or name.endswith(("-vfio-pci", "_vfio_pci"))
-    )
 
 
 def _is_set(host: Host, parameter: str) -> bool:

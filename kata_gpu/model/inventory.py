@@ -7,6 +7,7 @@ from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.platform import Platform
+from kata_gpu.model.vfio import VfioDriver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,8 @@ class Inventory:
 
     problems: tuple[Problem, ...]
     read_at: datetime  # UTC
+    vfio_drivers: tuple[VfioDriver, ...] = ()
+    """For each function but bridges, by address; empty where they were not looked for."""
 
     def by_address(self) -> dict[PciAddress, PciFunction]:
         """Return the functions keyed by address."""

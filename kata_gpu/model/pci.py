@@ -188,6 +188,9 @@ class PciFunction:
     power_state: str | None
     is_boot_display: bool
 
+    is_on_vfio: bool
+    """Whether it has a VFIO device: what holds it is vfio-pci or a variant, however called."""
+
     vfio_cdev: str | None
     """The ``vfioN`` whose character device /dev/vfio/devices/vfioN exists; None without one."""
 

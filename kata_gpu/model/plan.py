@@ -37,11 +37,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadModule:
-    """Load a kernel module, so that its PCI driver exists."""
+    """Load a kernel module, so that it registers a PCI driver."""
 
     module: str
-    driver: str
-    """The PCI driver that must exist afterwards."""
+    units: tuple[str, ...]
+    """Those that need it: they cannot be had without."""
 
     reason: str
     needs: tuple[int, ...] = ()

@@ -44,7 +44,4 @@ class Platform:
     iommufd: bool
     """/dev/iommu exists; whether a function also has a cdev shows once it is bound."""
 
-    vfio_drivers: tuple[str, ...]
-    """PCI drivers of VFIO that are loaded now: vfio-pci and variants."""
-
     tees: tuple[Tee, ...]

@@ -12,26 +12,21 @@ What always holds:
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final
 
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
-from kata_gpu.model.pci import Binding, PciAddress, PciFunction
+from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.plan import (
     Finding,
-    LoadModule,
     Move,
     MoveGroup,
     Plan,
     Severity,
 )
 from kata_gpu.model.unit import Unit
-from kata_gpu.plan import cdi, checks, published, units
+from kata_gpu.plan import cdi, checks, published, targets, units
 from kata_gpu.plan.published import Steps
-
-VFIO: Final = Binding(driver="vfio-pci", override="vfio-pci")
-_VFIO_MODULE: Final = "vfio-pci"
 
 
 def plan(
@@ -92,6 +87,8 @@ class _Draft:
         self._ledger = ledger
         self._cdi_directory = cdi_directory
         self._functions = inventory.by_address()
+        self._best = {driver.address: driver for driver in inventory.vfio_drivers}
+        self._loads: dict[str, list[str]] = {}
         self._moves: list[MoveGroup] = []
         self._offers: dict[str, dict[str, tuple[str, ...]]] = {}
         self._passengers = 0
@@ -250,11 +247,17 @@ class _Draft:
 
     def _pass_through(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> None:
         functions = [self._functions[address] for address in unit.functions]
-        moves = tuple(
-            Move(address=function.address, before=function.binding, target=VFIO)
-            for function in functions
-            if function.binding != VFIO
-        )
+        for module in targets.missing_modules(functions, self._best):
+            self._loads.setdefault(module, []).append(unit.id)
+        moves = targets.moves(functions, self._best)
+        if moves is None:
+            self._note(
+                Severity.INFO,
+                unit.id,
+                "what the driver made for it is called shows only once its module is loaded",
+                "it is bound in the next pass",
+            )
+            return
         if not self._is_settled(unit):
             self._moves.append(
                 MoveGroup(
@@ -266,7 +269,7 @@ class _Draft:
             )
         if pool.resource is None:
             return
-        is_unnumbered = any(move.before.driver != VFIO.driver for move in moves)
+        is_unnumbered = any(move.before.driver != move.target.driver for move in moves)
         if self._inventory.platform.iommufd and is_unnumbered:
             self._note(
                 Severity.INFO,
@@ -284,13 +287,18 @@ class _Draft:
     def finish(self) -> Plan:
         """Return the plan: withdraw, load, move, publish, clean up."""
         steps = Steps(self._inventory.files)
-        leaving = {move.entry.unit for move in self._moves if move.is_release}
+        leaving = {
+            group.entry.unit
+            for group in self._moves
+            if group.is_release or any(map(self._changes_vfio, group.moves))
+        }
         withdrawn = self._withdraw(steps, leaving)
         loads = self._load(steps)
         numbers = {}
         for move in sorted(self._moves, key=lambda m: (not m.is_release, m.entry.unit)):
-            needs = withdrawn if move.is_release else loads
-            numbers[move.entry.unit] = steps.add(replace(move, needs=needs))
+            unit = move.entry.unit
+            needs = (*(withdrawn if unit in leaving else ()), *loads.get(unit, ()))
+            numbers[unit] = steps.add(replace(move, needs=needs))
         wishes, findings = published.wishes(
             self._blueprint, self._inventory, self._offers, self._passengers, self._cdi_directory
         )
@@ -327,16 +335,13 @@ class _Draft:
             findings=tuple(self.findings),
         )
 
-    def _load(self, steps: Steps) -> tuple[int, ...]:
-        binds = sum(1 for move in self._moves if move.moves and not move.is_release)
-        if not binds or VFIO.driver in self._inventory.platform.vfio_drivers:
-            return ()
-        load = LoadModule(
-            module=_VFIO_MODULE,
-            driver=str(VFIO.driver),
-            reason=f"{_count(binds, 'unit')} to bind, and driver {VFIO.driver} is not there",
-        )
-        return (steps.add(load),)
+    def _load(self, steps: Steps) -> dict[str, tuple[int, ...]]:
+        """Add the modules that are missing; return the steps that each unit needs of them."""
+        needs: dict[str, tuple[int, ...]] = {}
+        for module, waiting in sorted(self._loads.items()):
+            number = steps.add(targets.load(module, waiting))
+            needs |= {unit: (*needs.get(unit, ()), number) for unit in waiting}
+        return needs
 
     # Small questions
 
@@ -353,15 +358,18 @@ class _Draft:
         )
 
     def _is_on_vfio(self, address: PciAddress) -> bool:
-        driver = self._functions[address].binding.driver
-        return driver == VFIO.driver or driver in self._inventory.platform.vfio_drivers
+        return self._functions[address].is_on_vfio
+
+    def _changes_vfio(self, move: Move) -> bool:
+        """Whether a function goes from one VFIO driver to another, maybe from under a CDI name."""
+        return self._is_on_vfio(move.address) and move.before.driver != move.target.driver
 
     def _is_settled(self, unit: Unit) -> bool:
         entry = self._ledger.entry(unit.id)
         return (
             entry is not None
             and entry.stage is Stage.BOUND
-            and all(self._functions[address].binding == VFIO for address in unit.functions)
+            and targets.moves((self._functions[a] for a in unit.functions), self._best) == ()
         )
 
     def note_stuck(self, unit: str, addresses: Iterable[PciAddress]) -> bool:
@@ -409,7 +417,3 @@ def _binding_entry(
             for function in functions
         ),
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

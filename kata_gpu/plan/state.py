@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger
-from kata_gpu.model.plan import MoveGroup, Plan, Severity
+from kata_gpu.model.plan import LoadModule, MoveGroup, Plan, Severity
 from kata_gpu.model.report import UnitFunction, UnitState, UnitStatus
 from kata_gpu.model.unit import Unit
 from kata_gpu.plan import cdi, units
@@ -30,6 +30,7 @@ def assess(
     }
     moving = {step.entry.unit for step in plan.steps if isinstance(step, MoveGroup)}
     hung = {operation.address for operation in inventory.operations}
+    moving |= {unit for step in plan.steps if isinstance(step, LoadModule) for unit in step.units}
     statuses = []
     for unit in formed.units:
         pool = pools[unit.pool]

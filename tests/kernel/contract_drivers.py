@@ -10,6 +10,7 @@ from typing import Final
 from tests.kernel.contract import (
     HasVfioDevice,
     Hold,
+    Leads,
     Load,
     Reads,
     Row,
@@ -115,6 +116,22 @@ _MODULES: Final = (
         name="a module that is loaded can be loaded again",
         act=Load("vfio-pci"),
         then=(on("gpu", "bochs-drm"),),
+    ),
+    Row(
+        name="a module shows its PCI drivers, by names of their own",
+        act=Load("pci-stub"),
+        then=(
+            Leads("module/pci_stub/drivers/pci:pci-stub", "pci-stub"),
+            Leads("module/vfio_pci/drivers/pci:vfio-pci", "vfio-pci"),
+            Leads("module/e1000e/drivers/pci:e1000e", "e1000e"),
+        ),
+        undo=(Unload("pci-stub"),),
+    ),
+    Row(
+        name="a module that went shows no PCI drivers",
+        given=(Load("pci-stub"),),
+        act=Unload("pci-stub"),
+        then=(Leads("module/pci_stub/drivers/pci:pci-stub", None),),
     ),
     Row(
         name="a driver that comes takes the function whose override names it",

@@ -148,6 +148,12 @@ class FakeKernel(Sysfs):
         if loaded:
             self._modules.register(spec)
 
+    def add_module(
+        self, name: str, *, aliases: tuple[str, ...] = (), error: str | None = None
+    ) -> None:
+        """Install a module without drivers; with an *error* modprobe cannot load it."""
+        self._modules.add_module(module_name(name), aliases, error=error)
+
     def add_device(  # noqa: PLR0913 - one argument for each fact of a function
         self,
         address: str,

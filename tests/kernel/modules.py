@@ -1,6 +1,6 @@
 """The modules of a fake host: which there are, what drivers they hold, what is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from tests.kernel.bus import Bus
@@ -21,19 +21,30 @@ class Modules:
         self._folder: Final = f"lib/modules/{release}"
         self._vfio_parameters = vfio
         self._drivers: dict[str, list[DriverSpec]] = {name: [] for name in _VFIO}
+        self._broken: dict[str, str] = {}
         tree.text(f"{self._folder}/modules.alias", "# Aliases of modules\n")
 
     def add(self, spec: DriverSpec) -> None:
         """Put a driver into its module."""
-        self._drivers.setdefault(spec.module, []).append(spec)
+        self.add_module(spec.module, spec.aliases)
+        self._drivers[spec.module].append(spec)
+
+    def add_module(self, module: str, aliases: Iterable[str], *, error: str | None = None) -> None:
+        """Install a module, so far without drivers; with an *error* it cannot be loaded."""
+        self._drivers.setdefault(module, [])
+        if error is not None:
+            self._broken[module] = error
         with (self._tree.root / self._folder / "modules.alias").open("a") as file:
-            file.writelines(f"alias {alias} {spec.module}\n" for alias in spec.aliases)
+            file.writelines(f"alias {alias} {module}\n" for alias in aliases)
 
     def load(self, name: str) -> str | None:
         """Load a module and register its drivers; return what modprobe says against it."""
         drivers = self._drivers.get(module_name(name))
         if drivers is None:
             return f"modprobe: FATAL: Module {name} not found in directory /{self._folder}"
+        if module_name(name) in self._broken:
+            return f"modprobe: ERROR: could not insert '{name}': {self._broken[module_name(name)]}"
+        self._tree.add_module(module_name(name), {})
         for spec in drivers:
             if spec.name not in self._bus.drivers:
                 self.register(spec)

@@ -20,9 +20,12 @@ AMD_GPU: Final = "0000:02:00.0"
 INTEL_GPU: Final = "0000:03:00.0"
 DISK: Final = "0000:01:00.1"
 
+GRACE_ALIAS: Final = "vfio_pci:v000010DEd00002342sv*sd*bc*sc*i*"
+
 _NVIDIA: Final = 0x10DE
 _H100: Final = 0x2330
 _H100_SUBSYSTEM: Final = (0x10DE, 0x16C1)
+_GH200: Final = 0x2342
 _RTX_2080_TI: Final = 0x1E04
 _RTX_2080_TI_AUDIO: Final = 0x10F7
 _RTX_SUBSYSTEM: Final = (0x10DE, 0x12FA)
@@ -65,6 +68,36 @@ def eight_gpus(root: Path) -> FakeKernel:
     for gpu in EIGHT_GPUS:
         _h100(kernel, gpu, parent=f"0000:00:{gpu[5:7]}.0")
     return kernel
+
+
+def grace(root: Path, *, variant: bool = True, loaded: bool = True) -> FakeKernel:
+    """One GH200, and the VFIO variant that it needs, if the host has it."""
+    kernel = bare(root)
+    if variant:
+        add_grace_driver(kernel, loaded=loaded)
+    kernel.add_device(
+        GPU,
+        vendor=_NVIDIA,
+        device=_GH200,
+        class_code=0x030200,
+        driver="nvidia",
+        group=1,
+        subsystem=(0x10DE, 0x16EB),
+        revision=0xA1,
+        bars=_BIG_BARS,
+    )
+    return kernel
+
+
+def add_grace_driver(kernel: FakeKernel, *, loaded: bool) -> None:
+    """Give a host the variant for Grace, whose driver is not called as its module is."""
+    kernel.add_driver(
+        "nvgrace-gpu-vfio-pci",
+        module="nvgrace_gpu_vfio_pci",
+        vfio=True,
+        aliases=(GRACE_ALIAS,),
+        loaded=loaded,
+    )
 
 
 def no_iommu(root: Path) -> FakeKernel:

@@ -80,7 +80,7 @@ def _add_drivers(kernel: FakeKernel) -> None:
     kernel.add_driver("snd_hda_intel", ids=[PciId(subclass=0x0403)])
     kernel.add_driver("nvme", ids=[PciId(subclass=0x0108)], sriov=Sriov.KEEPS_VFS)
     kernel.add_driver("e1000e", ids=[(0x8086, 0x10D3)])
-    kernel.add_driver("vfio-pci", vfio=True, loaded=False)
+    kernel.add_driver("vfio-pci", vfio=True, aliases=("vfio_pci:v*d*sv*sd*bc*sc*i*",), loaded=False)
     kernel.add_driver("pci-stub", managed_dma=True, takes_anything=True, loaded=False)
 
 

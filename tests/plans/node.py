@@ -15,6 +15,7 @@ import pytest
 
 from kata_gpu.act import binding
 from kata_gpu.discover import inventory as discover
+from kata_gpu.discover import vfio
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger, Stage
@@ -118,7 +119,8 @@ class Node:
             handlers={handler.name: handler.config for handler in blueprint.handlers},
             paths=(*(cdi.path(CDI, kind) for kind in kinds), *self.ledger.files),
         )
-        return replace(found, platform=replace(found.platform, iommufd=self._iommufd))
+        found = replace(found, platform=replace(found.platform, iommufd=self._iommufd))
+        return vfio.suited(self.kernel.host, found)
 
     def put(self, path: str, text: str) -> None:
         """Write a file by somebody else's hand."""
