@@ -252,7 +252,7 @@ class FakeKernel(Sysfs):
                 function.holders -= 1
 
     @contextmanager
-    def process(self, command: str, *nodes: Path) -> Iterator[int]:
+    def process(self, command: str, *nodes: Path, uid: int = 0, cgroup: str = "/") -> Iterator[int]:
         """Let a process have device nodes open, and return its pid."""
         with self._lock:
             pid = next(
@@ -260,7 +260,7 @@ class FakeKernel(Sysfs):
                 for number in range(_FIRST_PID, _FIRST_PID + 1000)
                 if not (self.tree.root / "proc" / str(number)).exists()
             )
-            self.tree.add_process(pid, command, nodes)
+            self.tree.add_process(pid, command, nodes, uid=uid, cgroup=cgroup)
         try:
             yield pid
         finally:
