@@ -173,6 +173,7 @@ class Tree:
         if cdev:
             node = self._node(self.root / "dev/vfio/devices" / f"vfio{number}")
             self._put(device / "dev", node, READ_ONLY)
+            self._put(device / "uevent", f"DEVNAME=vfio/devices/vfio{number}\n", READ_WRITE)
         shown = self.sys / "devices/virtual/vfio" / str(group)
         if not shown.exists():
             shown.mkdir(parents=True)
