@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -77,6 +78,25 @@ def make_node(path: Path, kind: str, like: Path) -> Path:
 
 def test_a_process_that_has_a_device_open_is_found() -> None:
     with process_with(FULL) as pid:
+        assert procfs.uses(PROC, [number(FULL)]) == (use(pid),)
+
+
+LEAVE_IT_TO_A_THREAD = """
+import ctypes, os, threading
+file = open({path!r})
+def wait():
+    print(flush=True)
+    input()
+    os._exit(0)
+threading.Thread(target=wait).start()
+ctypes.CDLL(None).syscall(ctypes.c_long(60 if os.uname().machine == "x86_64" else 93), 0)
+"""
+
+
+def test_a_process_whose_first_thread_has_ended_still_has_its_devices() -> None:
+    with process_that(LEAVE_IT_TO_A_THREAD, FULL) as pid:
+        while "State:\tZ" not in (PROC / f"{pid}/status").read_text(encoding="utf-8"):
+            time.sleep(0.001)
         assert procfs.uses(PROC, [number(FULL)]) == (use(pid),)
 
 

@@ -127,7 +127,10 @@ class _Scan:
 
     def _open(self, at: bytes) -> set[int | PciAddress]:
         found: set[int | PciAddress] = set()
-        for name in _names(at + b"/fd"):
+        names = _names(at + b"/fd")
+        if not names:
+            return self._open_in_threads(at)
+        for name in names:
             link = b"%s/fd/%s" % (at, name)
             number = self._device(link)
             if number is None and _target(link) == _VFIO_DEVICE:
@@ -135,6 +138,15 @@ class _Scan:
             elif number in self._wanted:
                 found.add(number)
         return found
+
+    def _open_in_threads(self, at: bytes) -> set[int | PciAddress]:
+        """Look at the other threads of a process whose first one has ended.
+
+        The process then shows no descriptors, as a thread of the kernel does, which is alone.
+        """
+        first = at.rpartition(b"/")[2]
+        others = (name for name in _names(at + b"/task") if name != first)
+        return {device for name in others for device in self._open(b"%s/task/%s" % (at, name))}
 
     def _mapped(self, at: bytes) -> set[int]:
         try:
