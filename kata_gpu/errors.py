@@ -5,6 +5,13 @@ Anything else that escapes is a bug and may crash its task. Every text starts wi
 "cannot" and says what, why, and where it helps what to do.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kata_gpu.model.holder import Holder
+
 
 class KataGpuError(Exception):
     """Base of every deliberate error."""
@@ -23,7 +30,14 @@ class VerificationError(KataGpuError):
 
 
 class HeldError(KataGpuError):
-    """Somebody uses the device, so nothing was changed; it may succeed when they are gone."""
+    """Somebody uses it, so nothing was changed; it may succeed when they are gone.
+
+    :attr:`holders` says who, where it is a device.
+    """
+
+    def __init__(self, message: str, holders: tuple[Holder, ...] = ()) -> None:
+        super().__init__(message)
+        self.holders = holders
 
 
 class StuckError(KataGpuError):

@@ -309,33 +309,17 @@ def test_a_unit_is_released_when_its_vm_has_ended(kernel: FakeKernel) -> None:
     assert is_home(kernel)
 
 
-def use(kernel: FakeKernel, name: str) -> Path:
-    """Give the GPU one more device node."""
-    path = kernel.host.path(f"/dev/{name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to("/dev/full")
-    return path
-
-
 def test_a_gpu_that_a_display_server_has_is_not_touched(kernel: FakeKernel) -> None:
-    (kernel.root / f"bus/pci/devices/{GPU}/drm/card0").mkdir(parents=True)
-    with kernel.process("Xorg", use(kernel, "dri/card0")) as pid:
+    card = kernel.tree.show_device(nodes.GPU, "drm/card0", "dri/card0", "/dev/full")
+    with kernel.process("Xorg", card) as pid:
         (failure,) = bind(kernel).failures
-    assert f"Xorg (pid {pid}) has" in str(failure.detail)
+    assert f"Xorg (pid {pid}, user 0) has /dev/dri/card0 open" in str(failure.detail)
     assert kernel.writes == []
     assert journal_of(kernel.host).ledger == Ledger()
 
 
-def test_a_gpu_that_a_cuda_program_has_is_not_touched(kernel: FakeKernel) -> None:
-    with kernel.process("python3", use(kernel, "nvidia0")) as pid:
-        (failure,) = bind(kernel).failures
-    assert f"python3 (pid {pid}) has" in str(failure.detail)
-    assert kernel.writes == []
-
-
 def test_where_processes_cannot_be_listed_nothing_is_taken(kernel: FakeKernel) -> None:
-    (kernel.root / f"bus/pci/devices/{GPU}/drm/card0").mkdir(parents=True)
-    use(kernel, "dri/card0")
+    kernel.tree.show_device(nodes.GPU, "drm/card0", "dri/card0", "/dev/full")
     elsewhere = kernel.host.path("/proc").rename(kernel.host.root / "elsewhere")
     with pytest.raises(HostError, match="cannot list"):
         bind(kernel)

@@ -1,25 +1,42 @@
-"""Users of a device are found by its number, whatever name they opened."""
+"""Users of a device are found by its number, whatever name they opened, if they closed it too."""
 
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from kata_gpu.errors import HostError
 from kata_gpu.host import procfs
+from kata_gpu.host.procfs import Use
+from kata_gpu.model.holder import How
+from kata_gpu.model.pci import PciAddress
 
 PROC = Path("/proc")
 FULL = Path("/dev/full")  # a character device that nobody has open
+ZERO = Path("/dev/zero")
+GPU = "0000:41:00.0"
+
+MAP_AND_CLOSE = """
+import ctypes, os
+fd = os.open({path!r}, os.O_RDONLY)
+at = ctypes.CDLL(None).mmap(None, ctypes.c_size_t(4096), 1, 2, fd, ctypes.c_long(0))
+os.close(fd)
+"""
+
+
+def number(path: Path) -> int:
+    return path.stat().st_rdev
 
 
 @contextmanager
-def process_with(path: Path) -> Iterator[int]:
-    """Let a real process have *path* open, and return its pid."""
-    code = f"f = open({str(path)!r}); print(flush=True); input()"
+def process_that(code: str, path: Path) -> Iterator[int]:
+    """Let a real process do something with *path* and wait, and return its pid."""
+    code = f"{code.format(path=str(path))}\nprint(flush=True)\ninput()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -29,21 +46,28 @@ def process_with(path: Path) -> Iterator[int]:
         process.communicate(b"\n")
 
 
-def proc_with(root: Path, pid: int, comm: bytes, *nodes: Path) -> Path:
-    """Return a procfs in which one process has *nodes* open."""
+def process_with(path: Path) -> AbstractContextManager[int]:
+    return process_that("f = open({path!r})", path)
+
+
+def use(pid: int, how: How = How.OPEN, *, device: int | PciAddress | None = None) -> Use:
+    return Use(pid=pid, device=number(FULL) if device is None else device, how=how)
+
+
+def proc_with(root: Path, pid: int, *targets: Path | str, maps: str = "") -> Path:
+    """Return a procfs in which one process has *targets* open."""
     descriptors = root / str(pid) / "fd"
     descriptors.mkdir(parents=True)
-    (root / str(pid) / "comm").write_bytes(comm)
-    for number, node in enumerate(nodes, 3):
-        (descriptors / str(number)).symlink_to(node)
+    (root / str(pid) / "maps").write_text(maps)
+    for name, target in enumerate(targets, 3):
+        (descriptors / str(name)).symlink_to(target)
     return root
 
 
 def make_node(path: Path, kind: str, like: Path) -> Path:
     """Make a device node with the number of another, where we may."""
-    number = like.stat().st_rdev
     made = subprocess.run(
-        ["mknod", path, kind, str(os.major(number)), str(os.minor(number))],
+        ["mknod", path, kind, str(os.major(number(like))), str(os.minor(number(like)))],
         check=False,
         capture_output=True,
     )
@@ -52,87 +76,174 @@ def make_node(path: Path, kind: str, like: Path) -> Path:
     return path
 
 
-def test_a_process_that_has_a_device_open_is_found_with_its_command() -> None:
+def test_a_process_that_has_a_device_open_is_found() -> None:
     with process_with(FULL) as pid:
-        found = procfs.openers(PROC, [FULL])
-    assert [(opener.pid, opener.device) for opener in found] == [(pid, "/dev/full")]
-    assert str(found[0]) == f"{found[0].command} (pid {pid}) has /dev/full open"
-    assert found[0].command.startswith("python")
+        assert procfs.uses(PROC, [number(FULL)]) == (use(pid),)
 
 
-def test_a_device_is_free_again_when_its_user_has_ended() -> None:
+LEAVE_IT_TO_A_THREAD = """
+import ctypes, os, threading
+file = open({path!r})
+def wait():
+    print(flush=True)
+    input()
+    os._exit(0)
+threading.Thread(target=wait).start()
+ctypes.CDLL(None).syscall(ctypes.c_long(60 if os.uname().machine == "x86_64" else 93), 0)
+"""
+
+
+def test_a_process_whose_first_thread_has_ended_still_has_its_devices() -> None:
+    with process_that(LEAVE_IT_TO_A_THREAD, FULL) as pid:
+        while "State:\tZ" not in (PROC / f"{pid}/status").read_text(encoding="utf-8"):
+            time.sleep(0.001)
+        assert procfs.uses(PROC, [number(FULL)]) == (use(pid),)
+
+
+def test_nobody_is_found_when_it_has_ended() -> None:
     with process_with(FULL):
-        assert procfs.openers(PROC, [FULL])
-    assert procfs.openers(PROC, [FULL]) == ()
+        assert procfs.uses(PROC, [number(FULL)])
+    assert procfs.uses(PROC, [number(FULL)]) == ()
 
 
-def test_a_device_opened_by_another_name_is_found(tmp_path: Path) -> None:
-    other = make_node(tmp_path / "same", "c", FULL)
-    with process_with(FULL) as pid:
-        assert [opener.pid for opener in procfs.openers(PROC, [other])] == [pid]
-
-
-def test_a_link_to_a_device_stands_for_it(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(FULL)
-    with process_with(FULL) as pid:
-        assert [opener.pid for opener in procfs.openers(PROC, [tmp_path / "link"])] == [pid]
+def test_a_device_is_known_by_its_number_not_its_name(tmp_path: Path) -> None:
+    with process_with(make_node(tmp_path / "other", "c", FULL)) as pid:
+        assert procfs.uses(PROC, [number(FULL)]) == (use(pid),)
 
 
 def test_a_block_device_of_the_same_number_is_another_device(tmp_path: Path) -> None:
     block = make_node(tmp_path / "block", "b", FULL)
-    proc = proc_with(tmp_path / "proc", 7, b"dmsetup\n", block)
-    assert procfs.openers(proc, [FULL]) == ()
-    assert procfs.openers(proc, [block]) == ()
+    assert procfs.uses(proc_with(tmp_path / "proc", 7, block), [number(FULL)]) == ()
+
+
+def test_a_mapping_keeps_a_device_in_use_after_its_descriptor_is_closed() -> None:
+    with process_that(MAP_AND_CLOSE, ZERO) as pid:
+        found = procfs.uses(PROC, [number(ZERO)])
+    assert use(pid, How.MAPPED, device=number(ZERO)) in found
+
+
+def test_a_device_that_is_open_and_mapped_is_told_once() -> None:
+    code = "import mmap; f = open({path!r}, 'r+b'); m = mmap.mmap(f.fileno(), 4096, 2)"
+    with process_that(code, ZERO) as pid:
+        found = [one for one in procfs.uses(PROC, [number(ZERO)]) if one.pid == pid]
+    assert found == [use(pid, device=number(ZERO))]
+
+
+LINE = "7f0000000000-7f0000001000 rw-s 00000000 00:05 {inode}      {path}\n"
+
+
+def test_a_mapping_is_followed_through_the_kernel_s_own_link(tmp_path: Path) -> None:
+    proc = proc_with(tmp_path, 7, maps=LINE.format(inode=9, path="/some/where"))
+    (tmp_path / "7/map_files").mkdir()
+    (tmp_path / "7/map_files/7f0000000000-7f0000001000").symlink_to(FULL)
+    assert procfs.uses(proc, [number(FULL)]) == (use(7, How.MAPPED),)
+
+
+def test_a_file_that_many_have_mapped_is_found_for_each_once_it_is_known(tmp_path: Path) -> None:
+    for pid in (7, 8, 9):
+        proc_with(tmp_path, pid, maps=LINE.format(inode=9, path="/dev/x"))
+    (tmp_path / "8/map_files").mkdir()  # the mapping of 7 has just gone
+    (tmp_path / "8/map_files/7f0000000000-7f0000001000").symlink_to(FULL)
+    found = procfs.uses(tmp_path, [number(FULL)])
+    assert found == (use(8, How.MAPPED), use(9, How.MAPPED))
+
+
+def test_memory_without_a_file_is_no_device(tmp_path: Path) -> None:
+    maps = "7f00-7f01 rw-p 00000000 00:00 0 \n7f02-7f03 rw-p 00000000 00:00 0      [stack]\n"
+    assert procfs.uses(proc_with(tmp_path, 7, maps=maps), [number(FULL)]) == ()
+
+
+def test_without_the_capability_the_process_s_own_path_says_what_is_mapped() -> None:
+    without = ["setpriv", "--bounding-set=-all,+sys_ptrace"] if os.geteuid() == 0 else []
+    with process_that(MAP_AND_CLOSE, ZERO) as pid:
+        argv = [*without, sys.executable, "-c", SCAN, str(number(ZERO))]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert f"{pid} mapped" in done.stdout.splitlines()
+
+
+SCAN = """
+import sys
+from pathlib import Path
+from kata_gpu.host import procfs
+for use in procfs.uses(Path("/proc"), [int(sys.argv[1])]):
+    print(use.pid, use.how)
+"""
+
+
+def vfio(root: Path, fdinfo: str) -> Path:
+    proc = proc_with(root, 7, "anon_inode:[vfio-device]")
+    (root / "7/fdinfo").mkdir()
+    (root / "7/fdinfo/3").write_text(f"pos:\t0\nflags:\t02000002\n{fdinfo}")
+    return proc
+
+
+def test_a_vfio_device_is_found_by_the_address_in_its_descriptor(tmp_path: Path) -> None:
+    syspath = f"/sys/devices/pci0000:40/0000:40:01.0/{GPU}"
+    proc = vfio(tmp_path, f"vfio-device-syspath: {syspath}\n")
+    found = procfs.uses(proc, [number(FULL)])
+    assert found == (use(7, device=PciAddress.parse(GPU)),)
+
+
+@pytest.mark.parametrize(
+    "fdinfo",
+    [
+        "",
+        "vfio-device-syspath: /sys/devices/virtual/mtty/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001\n",
+        "vfio-device-syspath: 0000:41:00.0\n",
+    ],
+    ids=["before 7.x", "mediated", "no path"],
+)
+def test_a_vfio_device_that_names_no_function_says_nothing(tmp_path: Path, fdinfo: str) -> None:
+    assert procfs.uses(vfio(tmp_path, fdinfo), [number(FULL)]) == ()
 
 
 def test_this_process_does_not_count() -> None:
     with FULL.open("rb"):
-        assert procfs.openers(PROC, [FULL]) == ()
+        assert procfs.uses(PROC, [number(FULL)]) == ()
 
 
-def test_users_of_several_devices_are_told_apart_and_in_order(tmp_path: Path) -> None:
-    proc_with(tmp_path, 20, b"qemu\n", Path("/dev/full"))
-    proc_with(tmp_path, 3, b"nvidia-smi\n", Path("/dev/zero"), Path("/dev/full"))
-    found = procfs.openers(tmp_path, [Path("/dev/full"), Path("/dev/zero")])
-    assert [(opener.pid, opener.device) for opener in found] == [
-        (3, "/dev/full"),
-        (3, "/dev/zero"),
-        (20, "/dev/full"),
-    ]
-
-
-def test_a_device_opened_twice_by_one_process_is_told_once(tmp_path: Path) -> None:
-    proc_with(tmp_path, 3, b"qemu\n", FULL, FULL)
-    assert len(procfs.openers(tmp_path, [FULL])) == 1
+def test_every_user_of_every_device_is_told_by_pid(tmp_path: Path) -> None:
+    proc_with(tmp_path, 20, FULL)
+    proc_with(tmp_path, 3, ZERO, FULL, FULL)
+    assert procfs.uses(tmp_path, [number(FULL), number(ZERO)]) == (
+        use(3, device=number(ZERO)),
+        use(3),
+        use(20),
+    )
 
 
 def test_without_devices_no_process_is_looked_at(tmp_path: Path) -> None:
-    assert procfs.openers(tmp_path / "none", []) == ()
-
-
-def test_nodes_that_are_missing_or_no_devices_have_no_users(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    proc = proc_with(tmp_path / "proc", 3, b"cat\n", tmp_path / "file")
-    assert procfs.openers(proc, [tmp_path / "file", tmp_path / "missing"]) == ()
+    assert procfs.uses(tmp_path / "none", []) == ()
 
 
 def test_a_process_that_ends_meanwhile_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "4").mkdir()
-    proc_with(tmp_path, 5, b"qemu\n", Path("gone"), FULL)
-    assert [opener.pid for opener in procfs.openers(tmp_path, [FULL])] == [5]
-
-
-def test_a_hostile_command_stays_on_one_line(tmp_path: Path) -> None:
-    proc_with(tmp_path, 3, b"a\n\x1b[2J\xffb\n", FULL)
-    (found,) = procfs.openers(tmp_path, [FULL])
-    assert found.command == "a??[2J\ufffdb"
-
-
-def test_a_process_without_a_name_is_found_nevertheless(tmp_path: Path) -> None:
-    proc_with(tmp_path, 3, b"", FULL)
-    assert [opener.command for opener in procfs.openers(tmp_path, [FULL])] == ["?"]
+    proc_with(tmp_path, 5, "/gone", FULL)
+    assert procfs.uses(tmp_path, [number(FULL)]) == (use(5),)
 
 
 def test_without_procfs_nobody_can_say_that_a_device_is_free(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"cannot list .*proc: No such file"):
-        procfs.openers(tmp_path / "proc", [FULL])
+        procfs.uses(tmp_path / "proc", [number(FULL)])
+
+
+# what a process says of itself
+
+
+def test_a_process_is_described_by_its_own_files() -> None:
+    with process_with(FULL) as pid:
+        process = procfs.process(PROC, pid)
+    assert (process.parent, process.uid) == (os.getpid(), os.getuid())
+    assert process.command.startswith("python")
+    assert ":/" in process.cgroups
+
+
+def test_a_command_is_cleaned_of_what_a_terminal_would_act_on(tmp_path: Path) -> None:
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3/comm").write_bytes(b"a\n\x1b[2J\xffb\n")
+    assert procfs.process(tmp_path, 3).command == "a??[2J\ufffdb"
+
+
+def test_nothing_is_known_of_a_process_that_has_ended(tmp_path: Path) -> None:
+    gone = procfs.process(tmp_path, 3)
+    assert (gone.command, gone.parent, gone.uid, gone.cgroups) == ("?", None, None, "")

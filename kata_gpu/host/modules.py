@@ -1,4 +1,4 @@
-"""Kernel modules: which VFIO drivers they are, which PCI drivers they gave, and loading one.
+"""Kernel modules: VFIO's for whom, the PCI drivers they gave, their users, and loading one.
 
 Source: modules.alias as depmod writes it; module_add_driver in Linux drivers/base/module.c.
 """
@@ -66,3 +66,17 @@ def pci_drivers(sysfs: Sysfs, module: str) -> tuple[str, ...]:
 
 def _kernel_name(module: str) -> str:
     return module.replace("-", "_")
+
+
+def users(sysfs: Sysfs, module: str) -> tuple[int | None, tuple[str, ...]]:
+    """Return how often a module is in use, and the modules that use it.
+
+    It explains and never decides: nobody is told which device they use. The count is None
+    for a module that is built in, is not loaded, or cannot be unloaded.
+    """
+    folder = f"module/{_kernel_name(module)}"
+    try:
+        count = sysfs.attributes(folder, ("refcnt",)).get("refcnt", "")
+        return (int(count) if count.isdecimal() else None), tuple(sysfs.names(f"{folder}/holders"))
+    except HostError:
+        return None, ()

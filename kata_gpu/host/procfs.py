@@ -1,84 +1,223 @@
-"""Who has a device open: descriptors of every process, matched by device number.
+"""Who uses a device: descriptors and mappings of every process, in one pass over /proc.
 
-A name proves nothing, since containers have paths of their own; major and minor are the
-same everywhere. Reading another user's descriptors needs CAP_SYS_PTRACE, and a pod of the
-agent needs hostPID. Descriptors in flight between processes are not seen: what this finds
-is in use, what it does not find is only probably free.
+Devices are known by number, since names prove nothing across containers. Reading another
+user's descriptors needs CAP_SYS_PTRACE, and a pod of the agent needs hostPID. Descriptors
+in flight between processes are not seen: what this finds is in use, what it does not find
+is only probably free.
+
+A process may have files of a server that does not answer, or that it serves itself, so no
+file system is asked for more than it has at hand (AT_STATX_DONT_SYNC).
+
+Source: Linux Documentation/filesystems/proc.rst; include/uapi/linux/stat.h.
 """
 
+import ctypes
+import errno
 import os
+import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from kata_gpu.errors import HostError
+from kata_gpu.model.holder import How
+from kata_gpu.model.pci import PciAddress
+
+_MAPPING: Final = re.compile(
+    rb"^([0-9a-f]+-[0-9a-f]+) \S{4} [0-9a-f]+ ([0-9a-f]+:[0-9a-f]+ [1-9][0-9]* +(.*))$",
+    re.MULTILINE,
+)
+"""Range; what tells the file from others (its file system, inode and path); path."""
+
+_VFIO_DEVICE: Final = b"anon_inode:[vfio-device]"
+_SYSPATH: Final = re.compile(r"^vfio-device-syspath:\s+/\S*/([^/\s]+)$", re.MULTILINE)
+_NONE: Final = 0  # as a device's number: no device has it
+
+_AT_FDCWD: Final = -100
+_AT_STATX_DONT_SYNC: Final = 0x4000
+_STATX_TYPE: Final = 1
+
+
+class _Statx(ctypes.Structure):
+    _fields_ = (
+        ("before_mode", ctypes.c_uint8 * 28),
+        ("mode", ctypes.c_uint16),
+        ("after_mode", ctypes.c_uint8 * 98),
+        ("rdev_major", ctypes.c_uint32),
+        ("rdev_minor", ctypes.c_uint32),
+        ("after_rdev", ctypes.c_uint8 * 120),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opener:
-    """A process that has one of the devices open."""
+class Use:
+    """One process and one device that it has."""
 
     pid: int
+    device: int | PciAddress
+    """A character device's number; the address where a descriptor tells that alone."""
+
+    how: How
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """What a process says of itself; None for what it does not, as when it has ended."""
+
     command: str
-    device: str
-    """The path it was asked about."""
+    parent: int | None
+    uid: int | None
+    cgroups: str
+    """Its /proc/PID/cgroup; empty when it cannot be read."""
 
-    def __str__(self) -> str:
-        return f"{self.command} (pid {self.pid}) has {self.device} open"
 
+def uses(proc: Path, numbers: Collection[int]) -> tuple[Use, ...]:
+    """Return who has one of the character devices *numbers*, by pid; never this process.
 
-def openers(proc: Path, devices: Iterable[Path]) -> tuple[Opener, ...]:
-    """Return every process that has one of the character *devices* open, but this one.
+    With it comes whoever has a VFIO device, where the kernel tells which (from 7.x on). A
+    device that is open and mapped is told once. Nobody is looked at when no number is asked.
 
     Raises:
         HostError: the processes cannot be listed, so nobody can say that a device is free.
     """
-    numbers: dict[int, str] = {}
-    for path in devices:
-        number = _character_device(path)
-        if number is not None:
-            numbers[number] = str(path)
     if not numbers:
         return ()
-    found: list[Opener] = []
     try:
-        processes = os.listdir(proc)
+        processes = [int(name) for name in os.listdir(proc) if name.isdecimal()]
     except OSError as error:
         raise HostError(f"cannot list {proc}: {error.strerror}") from error
-    for process in processes:
-        if process.isdigit() and int(process) != os.getpid():
-            found.extend(
-                Opener(pid=int(process), command=_command(proc, process), device=numbers[number])
-                for number in _open_numbers(proc / process / "fd") & numbers.keys()
-            )
-    return tuple(sorted(found, key=lambda opener: (opener.pid, opener.device)))
+    scan = _Scan(os.fsencode(proc), frozenset(numbers))
+    return tuple(
+        use for pid in sorted(processes) if pid != os.getpid() for use in scan.process(pid)
+    )
 
 
-def _open_numbers(descriptors: Path) -> set[int]:
+def process(proc: Path, pid: int) -> Process:
+    """Return what is known of a process, which may have ended."""
+    status = _text(proc / f"{pid}/status")
+    command = _text(proc / f"{pid}/comm").strip()
+    return Process(
+        command="".join(c if c.isprintable() else "?" for c in command) or "?",
+        parent=_field(status, "PPid"),
+        uid=_field(status, "Uid"),
+        cgroups=_text(proc / f"{pid}/cgroup"),
+    )
+
+
+class _Scan:
+    """One pass, which looks at a file that many processes have mapped only once."""
+
+    def __init__(self, proc: bytes, wanted: frozenset[int]) -> None:
+        self._proc = proc
+        self._wanted = wanted
+        self._mapped_files: dict[bytes, int] = {}
+        self._status = _Statx()
+        self._statx = ctypes.CDLL(None, use_errno=True).statx
+
+    def process(self, pid: int) -> Iterator[Use]:
+        """Tell what a process has; nothing of one that ended or is not ours to see."""
+        at = b"%s/%d" % (self._proc, pid)
+        opened = self._open(at)
+        for device in sorted(opened, key=str):
+            yield Use(pid=pid, device=device, how=How.OPEN)
+        for device in sorted(self._mapped(at) - opened):
+            yield Use(pid=pid, device=device, how=How.MAPPED)
+
+    def _open(self, at: bytes) -> set[int | PciAddress]:
+        found: set[int | PciAddress] = set()
+        names = _names(at + b"/fd")
+        if not names:
+            return self._open_in_threads(at)
+        for name in names:
+            link = b"%s/fd/%s" % (at, name)
+            number = self._device(link)
+            if number is None and _target(link) == _VFIO_DEVICE:
+                found |= _vfio_device(b"%s/fdinfo/%s" % (at, name))
+            elif number in self._wanted:
+                found.add(number)
+        return found
+
+    def _open_in_threads(self, at: bytes) -> set[int | PciAddress]:
+        """Look at the other threads of a process whose first one has ended.
+
+        The process then shows no descriptors, as a thread of the kernel does, which is alone.
+        """
+        first = at.rpartition(b"/")[2]
+        others = (name for name in _names(at + b"/task") if name != first)
+        return {device for name in others for device in self._open(b"%s/task/%s" % (at, name))}
+
+    def _mapped(self, at: bytes) -> set[int]:
+        try:
+            with open(at + b"/maps", "rb", buffering=0) as file:
+                maps = file.read()
+        except OSError:
+            return set()
+        found = set()
+        for line in _MAPPING.finditer(maps):
+            number = self._mapped_files.get(line[2])
+            if number is None:
+                number = self._behind(at, line)
+            if number in self._wanted:
+                found.add(number)
+        return found
+
+    def _behind(self, at: bytes, line: re.Match[bytes]) -> int:
+        """Return the device that a mapping is of.
+
+        Following the mapping itself takes CAP_CHECKPOINT_RESTORE. Without it the process's
+        own path must do, of what is below a ``dev`` alone: any other could lead anywhere.
+        """
+        ctypes.set_errno(0)
+        number = self._device(b"%s/map_files/%s" % (at, line[1]))
+        if number is None and ctypes.get_errno() == errno.EPERM and b"/dev/" in line[3]:
+            number = self._device(b"%s/root%s" % (at, line[3]))
+        if number is None:  # another process may know
+            return _NONE
+        self._mapped_files[line[2]] = number
+        return number
+
+    def _device(self, path: bytes) -> int | None:
+        """Return a character device's number, or that of none; None when it is not a file."""
+        status = self._status
+        if self._statx(_AT_FDCWD, path, _AT_STATX_DONT_SYNC, _STATX_TYPE, ctypes.byref(status)):
+            return None
+        if stat.S_ISCHR(status.mode):
+            return os.makedev(status.rdev_major, status.rdev_minor)
+        return _NONE if stat.S_IFMT(status.mode) else None  # an anonymous inode has no type
+
+
+def _names(directory: bytes) -> list[bytes]:
     try:
-        names = os.listdir(descriptors)
+        return os.listdir(directory)
     except OSError:  # it ended, or is not ours to see
-        return set()
-    numbers = (_character_device(descriptors / name) for name in names)
-    return {number for number in numbers if number is not None}
+        return []
 
 
-def _character_device(path: Path) -> int | None:
-    """Return the number of the device behind *path*; None when it is none, or is gone.
-
-    Block devices have numbers of their own, which may be the same.
-    """
+def _target(link: bytes) -> bytes | None:
     try:
-        status = os.stat(path)
+        return os.readlink(link)
     except OSError:
         return None
-    return status.st_rdev if stat.S_ISCHR(status.st_mode) else None
 
 
-def _command(proc: Path, process: str) -> str:
+def _vfio_device(fdinfo: bytes) -> set[PciAddress]:
+    match = _SYSPATH.search(_text(Path(os.fsdecode(fdinfo))))
     try:
-        text = (proc / process / "comm").read_text(errors="replace").strip()
+        return set() if match is None else {PciAddress.parse(match[1])}
+    except ValueError:  # a VFIO device that is no PCI function
+        return set()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return "?"
-    return "".join(c if c.isprintable() else "?" for c in text) or "?"
+        return ""
+
+
+def _field(status: str, name: str) -> int | None:
+    """Return the first number of a line of /proc/PID/status."""
+    match = re.search(rf"^{name}:\s+([0-9]+)", status, re.MULTILINE)
+    return None if match is None else int(match[1])

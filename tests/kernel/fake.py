@@ -271,11 +271,11 @@ class FakeKernel(Sysfs):
             self._let_go.notify_all()
 
     @contextmanager
-    def process(self, command: str, *nodes: Path) -> Iterator[int]:
+    def process(self, command: str, *nodes: Path, uid: int = 0, cgroup: str = "/") -> Iterator[int]:
         """Let a process have device nodes open, and return its pid."""
         with self._lock:
             pid = self._free_pid()
-            self.tree.add_process(pid, command, nodes)
+            self.tree.add_process(pid, command, nodes, uid=uid, cgroup=cgroup)
         try:
             yield pid
         finally:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kata_gpu.errors import HostError, StuckError
-from kata_gpu.host import children, procfs
+from kata_gpu.host import children, holders
+from kata_gpu.model.pci import PciAddress
 from tests.kernel import nodes
 from tests.kernel.answers import WouldBlockForever
 from tests.kernel.fake import FakeKernel
@@ -220,19 +221,22 @@ def test_an_unbind_that_waits_hides_the_driver_at_once_and_keeps_the_node(
     kernel.write(BIND, GPU)
 
 
+def users(kernel: FakeKernel, address: str) -> list[str]:
+    parsed = PciAddress.parse(address)
+    return [holder.command for holder in holders.find(kernel.host, [parsed])[parsed]]
+
+
 def test_a_vm_is_found_by_the_node_of_its_group(kernel: FakeKernel) -> None:
     to_vfio(kernel, GPU)
-    proc, node = kernel.host.path("/proc"), kernel.host.path("/dev/vfio/1")
     with kernel.vm_holds(GPU, command="qemu-kata"):
-        assert [opener.command for opener in procfs.openers(proc, [node])] == ["qemu-kata"]
-    assert procfs.openers(proc, [node]) == ()
+        assert users(kernel, GPU) == ["qemu-kata"]
+    assert users(kernel, GPU) == []
 
 
 def test_a_process_is_found_by_the_node_that_it_has_open(kernel: FakeKernel) -> None:
-    node = kernel.host.path("/dev/vfio/1")
     to_vfio(kernel, GPU)
-    with kernel.process("snoop", node) as pid:
-        assert [opener.pid for opener in procfs.openers(node.parents[2] / "proc", [node])] == [pid]
+    with kernel.process("snoop", kernel.host.path("/dev/vfio/1")) as pid:
+        assert users(kernel, GPU) == ["snoop"]
     assert not kernel.host.path(f"/proc/{pid}").exists()
 
 

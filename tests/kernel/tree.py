@@ -171,14 +171,15 @@ class Tree:
         device = self._homes[address] / "vfio-dev" / f"vfio{number}"
         device.mkdir(parents=True)
         if cdev:
-            self._put(device / "dev", f"511:{number}\n", READ_ONLY)
-            self._node(self.root / "dev/vfio/devices" / f"vfio{number}")
+            node = self._node(self.root / "dev/vfio/devices" / f"vfio{number}")
+            self._put(device / "dev", node, READ_ONLY)
+            self._put(device / "uevent", f"DEVNAME=vfio/devices/vfio{number}\n", READ_WRITE)
         shown = self.sys / "devices/virtual/vfio" / str(group)
         if not shown.exists():
             shown.mkdir(parents=True)
             (self.sys / "class/vfio").mkdir(exist_ok=True)
             _link(self.sys / "class/vfio" / str(group), shown)
-            self._node(self.node(group))
+            self._put(shown / "dev", self._node(self.node(group)), READ_ONLY)
 
     def hide_vfio(self, address: str, group: int, number: int, *, last: bool) -> None:
         """Take them away; the group's node goes with the last."""
@@ -186,20 +187,45 @@ class Tree:
         (self.root / "dev/vfio/devices" / f"vfio{number}").unlink(missing_ok=True)
         if last:
             (self.sys / "class/vfio" / str(group)).unlink()
-            (self.sys / "devices/virtual/vfio" / str(group)).rmdir()
+            shutil.rmtree(self.sys / "devices/virtual/vfio" / str(group))
             self.node(group).unlink()
 
     def node(self, group: int) -> Path:
         """Return where a group's node is, or would be."""
         return self.root / "dev/vfio" / str(group)
 
-    def add_process(self, pid: int, command: str, nodes: Iterable[Path]) -> None:
+    def show_device(self, address: str, path: str, node: str, like: str) -> Path:
+        """Show a device below a function's, as ``drm/card0``, and its node.
+
+        The node has the number of *like*, a device of the machine that runs the test.
+        """
+        home = self._homes[address] / path
+        home.mkdir(parents=True)
+        at = self.root / "dev" / node
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.symlink_to(like)
+        number = _number(at)
+        major, minor = number.strip().split(":")
+        self._put(home / "dev", number, READ_ONLY)
+        self._put(home / "uevent", f"MAJOR={major}\nMINOR={minor}\nDEVNAME={node}\n", READ_WRITE)
+        return at
+
+    def add_process(
+        self, pid: int, command: str, nodes: Iterable[Path], *, uid: int = 0, cgroup: str = "/"
+    ) -> None:
         """Show a process with these nodes open."""
-        descriptors = self.root / "proc" / str(pid) / "fd"
-        descriptors.mkdir(parents=True)
-        (descriptors.parent / "comm").write_text(f"{command[:15]}\n", encoding="ascii")
+        home = self.root / "proc" / str(pid)
+        (home / "fd").mkdir(parents=True)
+        shown = {
+            "comm": f"{command[:15]}\n",
+            "status": f"Name:\t{command[:15]}\nPPid:\t1\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n",
+            "cgroup": f"0::{cgroup}\n",
+            "maps": "",
+        }
+        for name, content in shown.items():
+            (home / name).write_text(content, encoding="ascii")
         for number, node in enumerate(nodes, start=3):
-            (descriptors / str(number)).symlink_to(node.resolve())
+            (home / "fd" / str(number)).symlink_to(node.resolve())
 
     def add_child(self, pid: int, attribute: str, value: str) -> None:
         """Show a child of the agent that stores a value and does not come back."""
@@ -212,10 +238,12 @@ class Tree:
         """Let a process end."""
         shutil.rmtree(self.root / "proc" / str(pid))
 
-    def _node(self, path: Path) -> None:
+    def _node(self, path: Path) -> str:
+        """Make a node and return its number as sysfs shows it."""
         path.parent.mkdir(exist_ok=True)
         path.symlink_to(f"/dev/{_CHARACTER_DEVICES[self._nodes % len(_CHARACTER_DEVICES)]}")
         self._nodes += 1
+        return _number(path)
 
     def _root_bus(self, spec: DeviceSpec) -> Path:
         return self.sys / "devices" / f"pci{spec.domain_and_bus}"
@@ -244,6 +272,11 @@ class Tree:
             os.close(handle)
         if new != file:
             new.replace(file)
+
+
+def _number(node: Path) -> str:
+    number = node.stat().st_rdev
+    return f"{os.major(number)}:{os.minor(number)}\n"
 
 
 def _link(link: Path, target: Path) -> None:
