@@ -55,6 +55,21 @@ def openers(proc: Path, devices: Iterable[Path]) -> tuple[Opener, ...]:
     return tuple(sorted(found, key=lambda opener: (opener.pid, opener.device)))
 
 
+def commands(proc: Path) -> dict[int, str]:
+    """Return the name of every process that *proc* shows, by pid.
+
+    The kernel keeps the first 15 bytes of a name.
+
+    Raises:
+        HostError: the processes cannot be listed.
+    """
+    try:
+        processes = os.listdir(proc)
+    except OSError as error:
+        raise HostError(f"cannot list {proc}: {error.strerror}") from error
+    return {int(name): _command(proc, name) for name in processes if name.isdecimal()}
+
+
 def _open_numbers(descriptors: Path) -> set[int]:
     try:
         names = os.listdir(descriptors)
