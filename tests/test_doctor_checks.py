@@ -91,7 +91,7 @@ ROWS: Final = [
     ),
     ("unsafe-interrupts", kernel(unsafe_interrupts=None), OK, "not loaded yet"),
     ("noiommu-mode", kernel(noiommu_mode=True), ERROR, "enable_unsafe_noiommu_mode is Y"),
-    ("noiommu-mode", kernel(noiommu_mode=None), OK, "not loaded yet"),
+    ("noiommu-mode", kernel(noiommu_mode=None), OK, "not loaded, or built without it"),
     ("kernel-taint", kernel(taint=1 << 7 | 1), ERROR, "tainted: D of 129"),
     ("kernel-taint", kernel(taint=1 << 9), WARNING, "tainted: W of 512"),
     ("kernel-taint", kernel(taint=1 << 4), WARNING, "M of 16"),

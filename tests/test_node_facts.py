@@ -130,6 +130,7 @@ def test_lines_of_modprobe_d_on_vfio_are_read_as_modprobe_does(kernel: FakeKerne
     write(kernel, "usr/lib/modprobe.d/a.conf", "blacklist vfio\n")
     write(kernel, "usr/lib/modprobe.d/b.conf", "options vfio_pci ids=10de:2330 x=1\nblacklist\n")
     write(kernel, "etc/modprobe.d/c.conf.bak", "blacklist vfio\n")
+    os.mkfifo(kernel.tree.root / "etc/modprobe.d/never-ends.conf")
     write(kernel, "etc/modprobe.d/d.conf", "blacklist nouveau\nsoftdep vfio_pci pre: x\n")
 
     def rule(file: str, verb: str, module: str, rest: str) -> ModuleRule:

@@ -39,7 +39,7 @@ class KernelFacts:
     """vfio_iommu_type1.allow_unsafe_interrupts; None while the module is not loaded."""
 
     noiommu_mode: bool | Unknown | None
-    """vfio.enable_unsafe_noiommu_mode; None while the module is not loaded."""
+    """vfio.enable_unsafe_noiommu_mode; None while the module is not loaded, or has it not."""
 
     taint: int | Unknown
     hugepages: tuple[Hugepages, ...] | Unknown

@@ -7,7 +7,6 @@ Source: Container Device Interface pkg/cdi: files that end in ``.json`` or ``.ya
 specs, hidden ones too, and folders below are not looked into.
 """
 
-import json
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -76,7 +75,11 @@ def _reason(error: Exception) -> str:
 
 
 def _parsed(path: str, content: str) -> Any:
-    return json.loads(content) if path.endswith(".json") else _parsed_yaml(path, content)
+    if not path.endswith(".json"):
+        return _parsed_yaml(path, content)
+    import json  # noqa: PLC0415 - for who has a spec
+
+    return json.loads(content)
 
 
 def _parsed_yaml(path: str, content: str) -> Any:

@@ -66,6 +66,12 @@ def _files(host: Host) -> tuple[str, ...]:
     chosen: dict[str, str] = {}
     for directory in _DIRECTORIES:
         for name in paths.names(host.path(directory)):
-            if name.endswith(".conf"):
-                chosen.setdefault(name, f"{directory}/{name}")
+            path = f"{directory}/{name}"
+            if name.endswith(".conf") and name not in chosen and _is_file(host, path):
+                chosen[name] = path
     return tuple(chosen[name] for name in sorted(chosen))
+
+
+def _is_file(host: Host, path: str) -> bool:
+    found = paths.status(host.path(path))
+    return found is not None and found.is_file

@@ -47,7 +47,7 @@ def sysfs(facts: NodeFacts) -> Iterable[Answer]:
     elif found.is_read_only:
         yield error("/sys is read-only", "no device can be rebound", _READ_ONLY)
     else:
-        yield ok("sysfs, writable")
+        yield ok("sysfs, mounted read-write")
 
 
 def process_visibility(facts: NodeFacts) -> Iterable[Answer]:

@@ -89,7 +89,7 @@ def noiommu_mode(facts: NodeFacts) -> Iterable[Answer]:
             "remove it from the kernel command line and from modprobe.d, and reboot",
         )
     else:
-        yield ok("off" if value is not None else "vfio is not loaded yet")
+        yield ok("off" if value is not None else "vfio is not loaded, or built without it")
 
 
 def taint(facts: NodeFacts) -> Iterable[Answer]:
