@@ -21,6 +21,7 @@ from kata_gpu.host.children import Children
 
 PROC: Final = Path("/proc")
 PATIENCE_S: Final = 0.5
+UNBIND: Final = f"unbind-{os.getpid()}"  # for leftovers of tests beside this one are found too
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the suite has threads
 
@@ -57,11 +58,13 @@ def hanging(*attributes: Path) -> Iterator[None]:
     """Let attributes hang until the end of the block, and every child be gone after it."""
     for attribute in attributes:
         os.mkfifo(attribute)
+    names = {attribute.name for attribute in attributes}
     try:
         yield
     finally:
         for operation in children.leftovers(PROC):
-            os.kill(operation.pid, signal.SIGKILL)  # which a FIFO obeys
+            if operation.attribute in names:
+                os.kill(operation.pid, signal.SIGKILL)  # which one that waits for a FIFO obeys
 
 
 def test_a_store_is_one_write_of_the_value(agent: Children, tmp_path: Path) -> None:
@@ -96,63 +99,65 @@ def test_thousands_of_attributes_are_read_too(agent: Children, tmp_path: Path) -
 
 
 def test_a_store_that_hangs_is_left_to_its_child(hasty: Children, tmp_path: Path) -> None:
-    with hanging(tmp_path / "unbind"):
+    with hanging(tmp_path / UNBIND):
         started = time.monotonic()
-        with pytest.raises(StuckError, match=r"cannot wait longer than 0.5 s for unbind") as left:
-            hasty.write("unbind", b"0000:01:00.0")
+        with pytest.raises(StuckError, match=r"cannot wait longer than 0.5 s for unbind-") as left:
+            hasty.write(UNBIND, b"0000:01:00.0")
         assert PATIENCE_S <= time.monotonic() - started < 10 * PATIENCE_S
         (operation,) = [op for op in children.leftovers(PROC) if op.pid == left.value.pid]
-        assert (operation.attribute, operation.value) == ("unbind", "0000:01:00.0")
+        assert (operation.attribute, operation.value) == (UNBIND, "0000:01:00.0")
         assert str(operation.address) == "0000:01:00.0"
         assert 0 < operation.age_s < 10
         assert operation.wait_channel
 
 
 def test_an_attribute_that_hangs_spoils_no_other(hasty: Children, tmp_path: Path) -> None:
-    with hanging(tmp_path / "a", tmp_path / "b"):
-        answers = hasty.read(["vendor", "a", "b", "vendor"])
-        assert answers["vendor"] == "0x10de"
-        assert [type(answers[name]) for name in "ab"] == [StuckError] * 2
+    with hanging(*(tmp_path / name for name in (UNBIND, f"{UNBIND}-too"))):
+        answers = hasty.read(["vendor", UNBIND, f"{UNBIND}-too", "vendor"])
+        assert answers.pop("vendor") == "0x10de"
+        assert [type(answer) for answer in answers.values()] == [StuckError] * 2
         waiting = {op.attribute for op in children.leftovers(PROC)}
-        assert {"a", "b"} <= waiting
+        assert answers.keys() <= waiting
 
 
 def test_a_child_that_is_killed_is_told_from_one_that_hangs(
     agent: Children, tmp_path: Path
 ) -> None:
-    with hanging(tmp_path / "unbind"), ExitStack() as stack:
+    with hanging(tmp_path / UNBIND), ExitStack() as stack:
         killer = subprocess.Popen(
-            [sys.executable, "-c", _KILLER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", _KILLER, UNBIND],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         stack.callback(killer.wait)
         with pytest.raises(HostError, match=r"was killed while it did this; see the kernel's log"):
-            agent.write("unbind", b"0000:01:00.0")
+            agent.write(UNBIND, b"0000:01:00.0")
 
 
 _KILLER: Final = """
-import os, signal, time
+import os, signal, sys, time
 from pathlib import Path
 from kata_gpu.host import children
-while not (found := [o for o in children.leftovers(Path("/proc")) if o.attribute == "unbind"]):
+while not (found := [o for o in children.leftovers(Path("/proc")) if o.attribute == sys.argv[1]]):
     time.sleep(0.01)
 os.kill(found[0].pid, signal.SIGKILL)
 """
 
 
 def test_a_child_has_no_descriptor_of_the_agents(hasty: Children, tmp_path: Path) -> None:
-    with (tmp_path / "vendor").open() as ours, hanging(tmp_path / "unbind"):
+    with (tmp_path / "vendor").open() as ours, hanging(tmp_path / UNBIND):
         os.set_inheritable(ours.fileno(), True)
         with pytest.raises(StuckError) as left:
-            hasty.write("unbind", b"1")
+            hasty.write(UNBIND, b"1")
         held = (PROC / str(left.value.pid) / "fd").iterdir()
         kinds = {str(link.readlink()).partition(":")[0] for link in held}
         assert kinds == {"/dev/null", "pipe", "/memfd"}
 
 
 def test_the_agent_can_end_while_a_child_hangs_and_the_next_one_knows_it(tmp_path: Path) -> None:
-    with hanging(tmp_path / "unbind"):
+    with hanging(tmp_path / UNBIND):
         ended = subprocess.run(
-            [sys.executable, "-c", _AGENT, str(tmp_path)],
+            [sys.executable, "-c", _AGENT, str(tmp_path), UNBIND],
             timeout=20,
             capture_output=True,
             check=True,
@@ -169,7 +174,7 @@ from kata_gpu.host.children import Children
 agent = Children(root=Path(sys.argv[1]), timeout_s=0.1)
 agent.start()
 try:
-    agent.write("unbind", b"0000:01:00.0")
+    agent.write(sys.argv[2], b"0000:01:00.0")
 except StuckError as error:
     print(error.pid)
 """

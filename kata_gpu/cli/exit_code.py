@@ -12,7 +12,9 @@ class ExitCode(IntEnum):
     """``plan``: there is something to do."""
 
     REFUSED = 3
-    """Nothing to do, or all of it done, but something the blueprint asks for is refused."""
+    """Nothing to do, or all of it done, but something the blueprint asks for is refused;
+    ``doctor``: a check is an error.
+    """
 
     USAGE = 64
     """The command line is wrong (EX_USAGE of sysexits.h; 2 is taken by ``plan``)."""

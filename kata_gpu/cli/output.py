@@ -7,7 +7,12 @@ from typing import Any, Final
 
 FORMATS: Final = ("table", "wide", "json", "yaml")
 _GAP: Final = "  "
-_COLOURS: Final = {"good": "\033[32m", "bad": "\033[31m", "dim": "\033[2m"}
+_COLOURS: Final = {
+    "good": "\033[32m",
+    "bad": "\033[31m",
+    "doubtful": "\033[33m",
+    "dim": "\033[2m",
+}
 _PLAIN: Final = "\033[0m"
 
 

@@ -18,6 +18,7 @@ from kata_gpu.cli.output import FORMATS
 
 _EPILOG: Final = """\
 a first look at a node:
+  kata-gpu doctor                    is this node fit for passthrough, and if not, what to do
   kata-gpu inventory                 what is here, and what may be passed through
   kata-gpu plan                      what the blueprint would change, and why
   kata-gpu apply --dry-run           the same, at the place where it would be done
@@ -26,7 +27,7 @@ a first look at a node:
   kata-gpu release --all             give everything back
 
 files: /etc/kata-gpu/agent.toml (optional), /etc/kata-gpu/blueprint.toml
-exit status: 0 in order or done, 1 failed, 2 plan has steps, 3 refused, 64 wrong usage
+exit status: 0 in order or done, 1 failed, 2 plan has steps, 3 refused or unfit, 64 wrong usage
 """
 
 Verb = Callable[[argparse.Namespace], int]
@@ -93,6 +94,26 @@ def _add_inventory(verbs: _Verbs, name: str) -> None:
         "and needs no blueprint and no agent.",
     )
     parser.add_argument("--all", action="store_true", help="show every PCI function")
+    _add_output(parser)
+
+
+def _add_doctor(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
+        verbs,
+        name,
+        "doctor",
+        "tell whether this node is fit for GPU passthrough, and what to do",
+        "Check the whole node: IOMMU, VFIO, kernel settings, privileges, folders, CDI specs, and "
+        "who else moves devices. Each check is ok, info, warning or error, with why it matters "
+        "and what to do. Changes nothing; needs no blueprint and no agent. Exits 0 when no check "
+        "is an error, 3 when one is; warnings do not count.",
+    )
+    parser.add_argument(
+        "--only",
+        type=lambda ids: ids.split(","),
+        metavar="ID[,ID]",
+        help="these checks alone; their ids are in the output and do not change",
+    )
     _add_output(parser)
 
 
@@ -230,6 +251,7 @@ def _add_consent(parser: argparse.ArgumentParser) -> None:
 
 _VERBS: Final = {
     "inventory": _add_inventory,
+    "doctor": _add_doctor,
     "status": _add_status,
     "plan": _add_plan,
     "apply": _add_apply,

@@ -97,13 +97,32 @@ def uses(proc: Path, numbers: Collection[int]) -> tuple[Use, ...]:
 def process(proc: Path, pid: int) -> Process:
     """Return what is known of a process, which may have ended."""
     status = _text(proc / f"{pid}/status")
-    command = _text(proc / f"{pid}/comm").strip()
     return Process(
-        command="".join(c if c.isprintable() else "?" for c in command) or "?",
+        command=_command(proc, pid),
         parent=_field(status, "PPid"),
         uid=_field(status, "Uid"),
         cgroups=_text(proc / f"{pid}/cgroup"),
     )
+
+
+def commands(proc: Path) -> dict[int, str]:
+    """Return the name of every process that *proc* shows, by pid.
+
+    The kernel keeps the first 15 bytes of a name.
+
+    Raises:
+        HostError: the processes cannot be listed.
+    """
+    try:
+        processes = os.listdir(proc)
+    except OSError as error:
+        raise HostError(f"cannot list {proc}: {error.strerror}") from error
+    return {int(name): _command(proc, int(name)) for name in processes if name.isdecimal()}
+
+
+def _command(proc: Path, pid: int) -> str:
+    text = _text(proc / f"{pid}/comm").strip()
+    return "".join(c if c.isprintable() else "?" for c in text) or "?"
 
 
 class _Scan:

@@ -1,0 +1,28 @@
+"""Read the facts that a node's fitness for passthrough hangs on; nothing is changed.
+
+One fact that cannot be read is unknown and spoils no other. Texts in them are the node's
+and untrusted.
+"""
+
+from kata_gpu.discover.node_facts import cdi, devices, directories, kernel, modules, processes
+from kata_gpu.discover.node_facts.known import known
+from kata_gpu.host import Host, paths
+from kata_gpu.model.node_facts import AgentFacts, NodeFacts
+
+
+def collect(
+    host: Host, *, state_directory: str, cdi_directory: str, agent: AgentFacts
+) -> NodeFacts:
+    """Return what the host shows; *agent* is what others found of the agent's own parts."""
+    return NodeFacts(
+        kernel=kernel.read(host),
+        modules=modules.read(host),
+        devices=devices.read(host),
+        process=processes.read(host),
+        sysfs=known(lambda: directories.sysfs(host)),
+        state_directory=known(lambda: directories.read(host, state_directory)),
+        cdi_directory=known(lambda: directories.read(host, cdi_directory)),
+        cdi=known(lambda: cdi.read(host, cdi_directory)),
+        driverctl=known(lambda: paths.names(host.path("/etc/driverctl.d"))),
+        agent=agent,
+    )
