@@ -171,7 +171,7 @@ import sys
 from pathlib import Path
 from kata_gpu.errors import StuckError
 from kata_gpu.host.children import Children
-agent = Children(root=Path(sys.argv[1]), timeout_s=0.1)
+agent = Children(root=Path(sys.argv[1]), timeout_s=1)
 agent.start()
 try:
     agent.write(sys.argv[2], b"0000:01:00.0")
