@@ -3,6 +3,7 @@
 import errno
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -10,11 +11,12 @@ import pytest
 
 from kata_gpu.act import binding, executor
 from kata_gpu.agent import node
+from kata_gpu.agent.node import Turn
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host, children
 from kata_gpu.model.ledger import Ledger, LedgerEntry, Stage
 from kata_gpu.model.pci import Binding, PciAddress
-from kata_gpu.model.plan import Plan, RemoveFile, Step, WriteFile
+from kata_gpu.model.plan import Plan, RemoveFile, Severity, Step, WriteFile
 from kata_gpu.model.report import Outcome, Report, Result
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
@@ -47,8 +49,11 @@ def kernel(tmp_path: Path) -> FakeKernel:
 
 
 def bind(kernel: FakeKernel) -> Report:
-    journal = journal_of(kernel.host)
-    return node.converge(kernel.host, SETTINGS, EVERY_GPU, journal).report
+    return converge(kernel).report
+
+
+def converge(kernel: FakeKernel) -> Turn:
+    return node.converge(kernel.host, SETTINGS, EVERY_GPU, journal_of(kernel.host))
 
 
 def release(kernel: FakeKernel) -> Report:
@@ -294,9 +299,13 @@ def test_a_unit_that_a_vm_has_is_not_touched_and_its_user_is_named(kernel: FakeK
     bind(kernel)
     before, writes = entry(kernel), len(kernel.writes)
     with kernel.vm_holds(nodes.GPU):
-        (failure,) = release(kernel).failures
-    assert "cannot move it: qemu-system-x86 (pid 41" in str(failure.detail)
-    assert "it is tried again when they are gone" in str(failure.detail)
+        plan = node.make_release(kernel.host, SETTINGS, journal_of(kernel.host).ledger, None)
+        assert not release(kernel).outcomes
+    assert plan.steps == ()
+    (finding,) = plan.refusals
+    assert finding.severity is Severity.WAITING
+    assert "it is in use: qemu-system-x86 (pid 41" in str(finding)
+    assert "it is moved when they are gone" in str(finding)
     assert len(kernel.writes) == writes
     assert entry(kernel) == before
 
@@ -312,8 +321,8 @@ def test_a_unit_is_released_when_its_vm_has_ended(kernel: FakeKernel) -> None:
 def test_a_gpu_that_a_display_server_has_is_not_touched(kernel: FakeKernel) -> None:
     card = kernel.tree.show_device(nodes.GPU, "drm/card0", "dri/card0", "/dev/full")
     with kernel.process("Xorg", card) as pid:
-        (failure,) = bind(kernel).failures
-    assert f"Xorg (pid {pid}, user 0) has /dev/dri/card0 open" in str(failure.detail)
+        (finding,) = converge(kernel).plan.refusals
+    assert f"Xorg (pid {pid}, user 0) has /dev/dri/card0 open" in str(finding)
     assert kernel.writes == []
     assert journal_of(kernel.host).ledger == Ledger()
 
@@ -325,6 +334,25 @@ def test_where_processes_cannot_be_listed_nothing_is_taken(kernel: FakeKernel) -
         bind(kernel)
     assert elsewhere.exists()
     assert kernel.writes == []
+
+
+def test_who_comes_between_the_look_and_the_unbind_keeps_the_device(kernel: FakeKernel) -> None:
+    card = kernel.tree.show_device(nodes.GPU, "drm/card0", "dri/card0", "/dev/full")
+    with ExitStack() as stack:
+
+        def come(path: str, _value: str) -> None:
+            if path.endswith("driver_override"):
+                kernel.after_write = None
+                stack.enter_context(kernel.process("Xorg", card))
+
+        kernel.after_write = come
+        turn = converge(kernel)
+        (outcome,) = (o for o in turn.report.outcomes if o.result is Result.HELD)
+    assert "cannot move it: Xorg (pid 41" in str(outcome.detail)
+    assert is_home(kernel)
+    assert journal_of(kernel.host).ledger == Ledger()
+    assert turn.failed[nodes.GPU].is_held
+    assert not bind(kernel).failures
 
 
 # Stores that hang

@@ -20,7 +20,6 @@ from kata_gpu.model.plan import (
     RemoveFile,
     Severity,
     WriteFile,
-    headline,
     text,
 )
 from tests.values import (
@@ -323,7 +322,7 @@ def test_every_kind_of_step_has_a_headline() -> None:
         replace(new, is_new=False),
         RemoveFile(path="/a", reason="so"),
     )
-    assert [headline(step) for step in steps] == [
+    assert [step.headline for step in steps] == [
         "load module vfio-pci",
         "bind unit 0000:01:00.0 (IOMMU groups 7, 8)",
         "release unit 0000:01:00.0",

@@ -21,7 +21,8 @@ from kata_gpu.host import Host
 from kata_gpu.model.iommu import judge
 from kata_gpu.model.pci import Bar, PciAddress, PhysicalFunction, VirtualFunction
 from kata_gpu.model.platform import IommuKind
-from kata_gpu.model.report import Report, UnitState
+from kata_gpu.model.report import Report
+from kata_gpu.model.unit import UnitState
 from kata_gpu.observe import client
 from kata_gpu.settings import blueprint
 from kata_gpu.settings.agent import Settings
@@ -263,7 +264,7 @@ def test_a_gpu_whose_display_is_open_stays_with_the_host(
         assert user.stdout is not None
         user.stdout.readline()
         turn = agent.converge()
-        assert f"pid {user.pid}" in turn.failed[gpu]
+        assert f"pid {user.pid}" in str(turn.plan.refusals)
         assert driver(gpu) == "bochs-drm"
         assert override(gpu) == "(null)"
         user.kill()

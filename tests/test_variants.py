@@ -11,7 +11,8 @@ from kata_gpu.discover import inventory as discover
 from kata_gpu.discover import vfio
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.pci import Binding, PciAddress
-from kata_gpu.model.report import Result, UnitState, UnitStatus
+from kata_gpu.model.report import Result, UnitStatus
+from kata_gpu.model.unit import UnitState
 from kata_gpu.model.vfio import VfioDriver
 from tests.kernel import nodes
 from tests.kernel.fake import RELEASE, FakeKernel
@@ -144,7 +145,7 @@ def test_a_variant_that_cannot_be_had_fails_its_unit_alone(
     turn = apply(kernel)
     assert binding.read(kernel, GPU) == HOME
     assert kernel.runs.count(("modprobe", "-d", str(tmp_path), "--", MODULE)) == 1
-    assert told in turn.failed[nodes.GPU]
+    assert told in str(turn.plan.refusals)
     (finding,) = turn.plan.refusals
     assert (finding.subject, finding.remedy) == (nodes.GPU, "it is tried again later")
     found = statuses(kernel, turn)
@@ -190,7 +191,7 @@ def test_no_variant_takes_a_gpu_from_a_vm(tmp_path: Path) -> None:
     with kernel.vm_holds(nodes.GPU):
         nodes.add_grace_driver(kernel, loaded=True)
         turn = apply(kernel)
-        assert "qemu-system-x86" in turn.failed[nodes.GPU]
+        assert "qemu-system-x86" in str(turn.plan.refusals)
         assert binding.read(kernel, GPU).driver == "vfio-pci"
         assert not kernel.host.path(CDI).exists()
     turn = apply(kernel)

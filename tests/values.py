@@ -96,6 +96,7 @@ def inventory_of(*functions: PciFunction, platform: Platform = PLATFORM) -> Inve
         platform=platform,
         kata=(),
         files=(),
+        holders={},
         operations=(),
         problems=(),
         read_at=datetime(2026, 1, 1, tzinfo=UTC),

@@ -16,7 +16,7 @@ drivers/base/bus.c; driver_override_store in drivers/base/dd.c.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from kata_gpu.errors import HostError, KataGpuError, RollbackError, StuckError, VerificationError
@@ -43,10 +43,11 @@ def read(sysfs: Sysfs, address: PciAddress) -> Binding:
     )
 
 
-def rebind(sysfs: Sysfs, targets: Targets) -> None:
+def rebind(sysfs: Sysfs, targets: Targets, last_check: Callable[[], None] = lambda: None) -> None:
     """Give every function its target binding, in the order of *targets*, or none of them.
 
-    A function that has it already is not written to.
+    A function that has it already is not written to. *last_check* is asked when the overrides
+    keep new drivers away and no driver has let go yet; what it raises undoes them.
 
     Raises:
         HostError: the kernel refused a step, or a function vanished; what is still there has
@@ -65,7 +66,7 @@ def rebind(sysfs: Sysfs, targets: Targets) -> None:
             )
     started = time.monotonic()
     try:
-        _move(sysfs, targets)
+        _move(sysfs, targets, last_check)
     except StuckError:  # whatever is written now would wait for it
         raise
     except KataGpuError as failure:
@@ -82,7 +83,7 @@ def rebind(sysfs: Sysfs, targets: Targets) -> None:
         log.info("bound %s: %s, was %s (%.2f s)", address, target, before[address], elapsed_s)
 
 
-def _move(sysfs: Sysfs, targets: Targets) -> None:
+def _move(sysfs: Sysfs, targets: Targets, last_check: Callable[[], None] = lambda: None) -> None:
     """Take the steps that are missing to *targets*, and no other; then read them back."""
     current = {address: read(sysfs, address) for address in targets}
     for address, target in targets.items():
@@ -90,6 +91,7 @@ def _move(sysfs: Sysfs, targets: Targets) -> None:
             override = target.override or _OVERRIDE_CLEARED
             sysfs.write(f"bus/pci/devices/{address}/driver_override", override)
     changing = [a for a, target in targets.items() if current[a].driver != target.driver]
+    last_check()
     for address in changing:
         driver = current[address].driver
         if driver is not None:

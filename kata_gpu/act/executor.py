@@ -11,22 +11,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 
-from kata_gpu.act import binding, holders
+from kata_gpu.act import cleaning, moving
 from kata_gpu.act.journal import Journal
-from kata_gpu.errors import HostError, KataGpuError, VerificationError
+from kata_gpu.errors import HeldError, KataGpuError, VerificationError
 from kata_gpu.host import Host, files, modules
-from kata_gpu.model.ledger import Stage
 from kata_gpu.model.plan import (
+    CleanUnit,
     LoadModule,
     MoveGroup,
+    NoteUse,
     Plan,
+    Quarantine,
     RemoveFile,
     Step,
     WriteFile,
-    headline,
 )
 from kata_gpu.model.report import Outcome, Report, Result
 
@@ -62,9 +61,13 @@ def execute(
 
 def _stage(step: Step, number: int) -> tuple[str, int]:
     """Return what steps that may be taken side by side have in common."""
-    if isinstance(step, MoveGroup):
-        return ("release" if step.is_release else "bind", 0)
-    return ("alone", number)
+    match step:
+        case MoveGroup():
+            return ("release" if step.is_release else "bind", 0)
+        case CleanUnit():
+            return ("clean", 0)
+        case _:
+            return ("alone", number)
 
 
 def _side_by_side(take: Callable[[int], None], numbers: Sequence[int]) -> None:
@@ -91,80 +94,61 @@ def _one_at_a_time(progress: Progress) -> Progress:
 
 def _take(host: Host, step: Step, journal: Journal) -> Outcome:
     started = time.monotonic()
-    detail = None
+    result, detail = Result.DONE, None
     try:
         _do(host, step, journal)
     except KataGpuError as error:
+        result = Result.HELD if isinstance(error, HeldError) else Result.FAILED
         detail = str(error)
-        log.error("failed to %s: %s", headline(step), error)  # noqa: TRY400 - no bug, no trace
+        log.error("failed to %s: %s", step.headline, error)  # noqa: TRY400 - no bug, no trace
     elapsed_s = time.monotonic() - started
     if detail is None:
-        log.info("done: %s (%.2f s)", headline(step), elapsed_s)
+        log.info("done: %s (%.2f s)", step.headline, elapsed_s)
     return Outcome(
-        step=headline(step),
-        result=Result.DONE if detail is None else Result.FAILED,
-        unit=_unit(step),
-        detail=detail,
-        elapsed_s=elapsed_s,
+        step=step.headline, result=result, unit=_unit(step), detail=detail, elapsed_s=elapsed_s
     )
 
 
 def _do(host: Host, step: Step, journal: Journal) -> None:
     match step:
-        case LoadModule(module=module):
-            modules.load(host.run, module, root=host.root)
-            if not modules.pci_drivers(host.sysfs, module):
-                raise VerificationError(
-                    f"cannot use module {module}: it loaded, but it registered no PCI driver; "
-                    f"see the kernel's log"
-                )
+        case LoadModule():
+            _load(host, step)
         case MoveGroup():
-            _move(host, step, journal)
-        case WriteFile(path=path, content=content, staging=staging):
-            journal.update(lambda ledger: ledger.with_file(path))
-            files.replace(host.path(path), content, staging=host.path(staging))
-            if files.read(host.path(path)) != content:
-                raise VerificationError(f"cannot write {path}: it reads back otherwise")
+            moving.move(host, step, journal)
+        case CleanUnit():
+            cleaning.clean(host, step, journal)
+        case WriteFile():
+            _write(host, step, journal)
         case RemoveFile(path=path):
             files.remove(host.path(path))
             journal.update(lambda ledger: ledger.without_file(path))
+        case NoteUse(unit=unit):
+            journal.amend(unit, is_used=True)
+        case Quarantine(unit=unit, reason=reason):
+            journal.amend(unit, quarantine=reason)
 
 
-def _move(host: Host, step: MoveGroup, journal: Journal) -> None:
-    """Announce, move, verify, record."""
-    unit = step.entry.unit
-    changing = [m.address for m in step.moves if m.before.driver != m.target.driver]
-    holders.refuse_if_held(host, changing)
-    before = journal.ledger.entry(unit)
-    journal.update(lambda ledger: ledger.with_entry(step.entry))
-    targets = {move.address: move.target for move in step.moves}
-    try:
-        binding.rebind(host.sysfs, targets)
-    except (HostError, VerificationError):  # everything is where it was; a rollback is not
-        journal.update(
-            lambda ledger: ledger.with_entry(before) if before else ledger.without_entry(unit)
-        )
-        raise
-    if step.is_release:
-        journal.update(lambda ledger: ledger.without_entry(unit))
-        return
-    for group in step.groups:
-        _require_node(host.path(f"/dev/vfio/{group}"), unit)
-    journal.update(lambda ledger: ledger.with_entry(replace(step.entry, stage=Stage.BOUND)))
-
-
-def _require_node(node: Path, unit: str) -> None:
-    if not node.exists():
+def _load(host: Host, step: LoadModule) -> None:
+    modules.load(host.run, step.module, root=host.root)
+    if not modules.pci_drivers(host.sysfs, step.module):
         raise VerificationError(
-            f"cannot offer unit {unit}: it is bound, but {node} is not there; "
-            f"mount the host's /dev/vfio into the agent"
+            f"cannot use module {step.module}: it loaded, but it registered no PCI driver; "
+            f"see the kernel's log"
         )
+
+
+def _write(host: Host, step: WriteFile, journal: Journal) -> None:
+    path = host.path(step.path)
+    journal.update(lambda ledger: ledger.with_file(step.path))
+    files.replace(path, step.content, staging=host.path(step.staging))
+    if files.read(path) != step.content:
+        raise VerificationError(f"cannot write {step.path}: it reads back otherwise")
 
 
 def _skipped(step: Step, missing: list[int]) -> Outcome:
     which = ", ".join(map(str, missing))
     return Outcome(
-        step=headline(step),
+        step=step.headline,
         result=Result.SKIPPED,
         unit=_unit(step),
         detail=f"it needs step {which}, which was not done",
@@ -173,7 +157,7 @@ def _skipped(step: Step, missing: list[int]) -> Outcome:
 
 
 def _unit(step: Step) -> str | None:
-    return step.entry.unit if isinstance(step, MoveGroup) else None
+    return step.units[0] if len(step.units) == 1 else None
 
 
 def _silent(_number: int, _step: Step, _outcome: Outcome | None) -> None:

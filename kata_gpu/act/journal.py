@@ -9,6 +9,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +40,15 @@ class Journal:
         """
         with self._turn:
             self._save(change(self.ledger))
+
+    def amend(self, unit: str, **changes: Any) -> None:
+        """Change what is known of a unit that is ours; of one that is not, nothing is."""
+
+        def change(ledger: Ledger) -> Ledger:
+            entry = ledger.entry(unit)
+            return ledger if entry is None else ledger.with_entry(replace(entry, **changes))
+
+        self.update(change)
 
     def _save(self, ledger: Ledger) -> None:
         if ledger == self.ledger:

@@ -20,6 +20,7 @@ from kata_gpu.agent.node import Turn
 from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import Host, files, locks, systemd
 from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.plan import Setback
 from kata_gpu.model.report import NodeState, Report, Result
 from kata_gpu.observe import server
 from kata_gpu.observe.document import document
@@ -144,7 +145,7 @@ class _Daemon:
         self._load_blueprint = load_blueprint
         self._blueprint = load_blueprint()
         self._journal = Journal(host.path(settings.ledger))
-        self._failed: dict[str, tuple[str, float]] = {}
+        self._failed: dict[str, tuple[Setback, float]] = {}
         self._last_report = Report()
         self._number = 0
         self._state: NodeState | None = None
@@ -217,7 +218,7 @@ class _Daemon:
         counts = ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
         return f"blueprint {self._blueprint.version}: {counts or 'no units'}"
 
-    def _not_yet(self) -> dict[str, str]:
+    def _not_yet(self) -> dict[str, Setback]:
         """Return the units whose last failure is too fresh to try again.
 
         A failed move makes events itself: without a pause the agent would chase them.
@@ -225,11 +226,12 @@ class _Daemon:
         now = time.monotonic()
         return {unit: why for unit, (why, until) in self._failed.items() if until > now}
 
-    def _remember(self, turn: Turn, hopeless: Mapping[str, str]) -> None:
+    def _remember(self, turn: Turn, hopeless: Mapping[str, Setback]) -> None:
         until = time.monotonic() + self._settings.rescan_interval_s
         self._failed = {
             unit: self._failed[unit] if unit in hopeless else (why, until)
             for unit, why in turn.failed.items()
+            if not why.is_held  # which is tried again as soon as something is heard
         }
 
 

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Final
 
 from kata_gpu import __version__
@@ -11,13 +12,14 @@ from kata_gpu.act.executor import Progress
 from kata_gpu.act.journal import Journal
 from kata_gpu.discover import inventory as discover
 from kata_gpu.discover import vfio
-from kata_gpu.host import Host, children
+from kata_gpu.errors import HostError
+from kata_gpu.host import Host, children, holders
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.inventory import Inventory
-from kata_gpu.model.ledger import Ledger
+from kata_gpu.model.ledger import Cleaning, Ledger
 from kata_gpu.model.pci import Identity
-from kata_gpu.model.plan import LoadModule, Plan
-from kata_gpu.model.report import NodeState, Outcome, Report
+from kata_gpu.model.plan import Plan, Setback
+from kata_gpu.model.report import NodeState, Outcome, Report, Result
 from kata_gpu.plan import cdi, planner, state
 from kata_gpu.settings.agent import Settings
 
@@ -37,7 +39,7 @@ class Turn:
     """What is still to do; only steps of units that failed, or came in too late."""
 
     report: Report
-    failed: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, Setback] = field(default_factory=dict)
     """Units that failed, or were skipped for a failure, with the reason."""
 
 
@@ -49,13 +51,16 @@ def look(host: Host, settings: Settings, blueprint: Blueprint, ledger: Ledger) -
 
     kinds = dict.fromkeys(pool.resource for pool in blueprint.pools if pool.resource)
     specs = (cdi.path(settings.cdi_directory, kind) for kind in kinds)
-    return discover.collect(
+    found = discover.collect(
         host,
         interest=interest,
         handlers={handler.name: handler.config for handler in blueprint.handlers},
         paths=(*specs, *ledger.files),
         operations=children.leftovers(host.path("/proc")),
     )
+    addresses = [function.address for function in found.functions if not function.is_bridge]
+    users = holders.find(host, addresses)
+    return replace(found, holders={address: who for address, who in users.items() if who})
 
 
 def make_plan(
@@ -63,12 +68,18 @@ def make_plan(
     settings: Settings,
     blueprint: Blueprint,
     ledger: Ledger,
-    failed: Mapping[str, str] | None = None,
+    failed: Mapping[str, Setback] | None = None,
+    opened: frozenset[str] = frozenset(),
 ) -> tuple[Inventory, Plan]:
-    """Look, and return what would be done."""
+    """Look, and return what would be done; *opened* as in `planner.plan`."""
     inventory = vfio.suited(host, look(host, settings, blueprint, ledger))
     return inventory, planner.plan(
-        blueprint, inventory, ledger, cdi_directory=settings.cdi_directory, failed=failed
+        blueprint,
+        inventory,
+        ledger,
+        cdi_directory=settings.cdi_directory,
+        failed=failed,
+        opened=opened,
     )
 
 
@@ -86,7 +97,8 @@ def converge(
     blueprint: Blueprint,
     journal: Journal,
     *,
-    failed: Mapping[str, str] | None = None,
+    failed: Mapping[str, Setback] | None = None,
+    opened: frozenset[str] = frozenset(),
     progress: Progress | None = None,
 ) -> Turn:
     """Plan and act until there is nothing left that could succeed now.
@@ -95,7 +107,7 @@ def converge(
     """
     hopeless = dict(failed or {})
     outcomes: list[Outcome] = []
-    inventory, plan = make_plan(host, settings, blueprint, journal.ledger, hopeless)
+    inventory, plan = make_plan(host, settings, blueprint, journal.ledger, hopeless, opened)
     for _ in range(_ROUNDS_MAX):
         if not plan.steps:
             break
@@ -111,15 +123,32 @@ def converge(
     )
 
 
-def _setbacks(plan: Plan, report: Report) -> dict[str, str]:
+def clear(journal: Journal, unit: str) -> None:
+    """Take *unit* out of quarantine, on an admin's word that it is clean.
+
+    Raises:
+        HostError: it is not in quarantine, or the ledger cannot be written.
+    """
+    entry = journal.ledger.entry(unit)
+    if entry is None or entry.quarantine is None:
+        kept = [e.unit for e in journal.ledger.entries if e.quarantine is not None]
+        raise HostError(
+            f"cannot clear {unit}: it is not in quarantine (in quarantine: "
+            f"{', '.join(kept) or 'none'})"
+        )
+    result = f"cleared by an admin; it was in quarantine: {entry.quarantine}"
+    record = Cleaning(at=datetime.now(UTC), method="none", result=result)
+    journal.amend(unit, quarantine=None, is_used=False, cleaned=record)
+
+
+def _setbacks(plan: Plan, report: Report) -> dict[str, Setback]:
     """Return the units that came to nothing, each with the first reason."""
-    found: dict[str, str] = {}
+    found: dict[str, Setback] = {}
     for step, outcome in zip(plan.steps, report.outcomes, strict=True):
         if outcome.detail is not None:
-            units = step.units if isinstance(step, LoadModule) else (outcome.unit,)
-            for unit in units:
-                if unit is not None:
-                    found.setdefault(unit, outcome.detail)
+            setback = Setback(reason=outcome.detail, is_held=outcome.result is Result.HELD)
+            for unit in step.units:
+                found.setdefault(unit, setback)
     return found
 
 
@@ -145,7 +174,6 @@ def describe(
             ledger,
             turn.plan,
             cdi_directory=settings.cdi_directory,
-            failed=turn.failed,
         ),
         kata=turn.inventory.kata,
         files=ledger.files,

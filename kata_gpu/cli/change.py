@@ -12,7 +12,7 @@ from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError
 from kata_gpu.host import locks
 from kata_gpu.model.pci import PciAddress
-from kata_gpu.model.plan import Plan, Step, headline, text
+from kata_gpu.model.plan import Plan, Step, text
 from kata_gpu.model.report import Outcome, Report, Result
 from kata_gpu.observe.document import document
 
@@ -38,7 +38,7 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def _step(step: Step) -> dict[str, Any]:
-    return {"kind": type(step).__name__, "headline": headline(step), **document(step)}
+    return {"kind": type(step).__name__, "headline": step.headline, **document(step)}
 
 
 def apply(options: argparse.Namespace) -> int:
@@ -133,7 +133,7 @@ class _Progress:
     def __call__(self, number: int, step: Step, outcome: Outcome | None) -> None:
         """Be told of a step that starts (no outcome) or has ended."""
         if outcome is None:
-            self._running[number] = headline(step)
+            self._running[number] = step.headline
         else:
             del self._running[number]
             self._clear()

@@ -81,6 +81,7 @@ def collect(
         files=tuple(
             _contents(host, (*paths, *(base.drop_in for base in bases if base.drop_in)), problems)
         ),
+        holders={},
         operations=operations,
         problems=(*problems, *unknown),
         read_at=read_at,

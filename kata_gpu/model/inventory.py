@@ -1,8 +1,10 @@
 """The inventory: what is on this node, as of one moment, with what could not be read."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from kata_gpu.model.holder import Holder
 from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
@@ -63,6 +65,9 @@ class Inventory:
     platform: Platform
     kata: tuple[KataBase, ...]
     files: tuple[FileContent, ...]
+    holders: Mapping[PciAddress, tuple[Holder, ...]]
+    """Who has each function that somebody has; the others are not in it."""
+
     operations: tuple[Operation, ...]
     """What hangs in the kernel: a function that one is about has no binding to rely on."""
 

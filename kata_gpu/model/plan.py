@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from kata_gpu.model.ledger import LedgerEntry, Stage
 from kata_gpu.model.pci import Binding, PciAddress
+from kata_gpu.model.unit import UnitState
 
 
 class Severity(StrEnum):
@@ -16,6 +17,9 @@ class Severity(StrEnum):
 
     INFO = "info"
     WARNING = "warning"
+    WAITING = "waiting"
+    """What the blueprint asks for is done as soon as somebody lets go."""
+
     REFUSED = "refused"
     """What the blueprint asks for is not done."""
 
@@ -30,9 +34,20 @@ class Finding:
 
     reason: str
     remedy: str
+    state: UnitState | None = None
+    """What it makes of the unit that it is about; None when it makes nothing of it."""
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.reason}; {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setback:
+    """Why a unit is not to be tried now."""
+
+    reason: str
+    is_held: bool
+    """Whether somebody had it, so that it may be tried again when they are gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +61,11 @@ class LoadModule:
     reason: str
     needs: tuple[int, ...] = ()
 
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"load module {self.module}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
@@ -54,6 +74,11 @@ class Move:
     address: PciAddress
     before: Binding
     target: Binding
+
+    @property
+    def changes_driver(self) -> bool:
+        """Whether a driver must let go; without, only the override changes."""
+        return self.before.driver != self.target.driver
 
     def __str__(self) -> str:
         if self.before.driver == self.target.driver:
@@ -80,9 +105,89 @@ class MoveGroup:
     needs: tuple[int, ...] = ()
 
     @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        where = in_groups(self.groups)
+        if not self.moves:
+            return f"{'forget' if self.is_release else 'verify'} unit {self.entry.unit}{where}"
+        return f"{'release' if self.is_release else 'bind'} unit {self.entry.unit}{where}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that come to nothing if it fails."""
+        return (self.entry.unit,)
+
+    @property
     def is_release(self) -> bool:
         """Whether the unit ceases to be ours."""
         return self.entry.stage is Stage.RELEASING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteUse:
+    """Remember that somebody has a unit, so that it is cleaned before the next one gets it."""
+
+    unit: str
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"note that unit {self.unit} is in use"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that come to nothing if it fails."""
+        return (self.unit,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """How one function is reset: by the first of its methods that works, as the kernel tries."""
+
+    address: PciAddress
+    methods: tuple[str, ...]
+    """Empty for a companion that the kernel cannot reset by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanUnit:
+    """Reset a unit after its last user and look whether it is what it was; else quarantine it."""
+
+    unit: str
+    resets: tuple[Reset, ...]
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"clean unit {self.unit}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that come to nothing if it fails."""
+        return (self.unit,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """Keep a unit from everybody until an admin clears it."""
+
+    unit: str
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"quarantine unit {self.unit}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that come to nothing if it fails."""
+        return (self.unit,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +203,17 @@ class WriteFile:
     reason: str
     needs: tuple[int, ...] = ()
 
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        size = len(self.content.encode())
+        return f"{'write' if self.is_new else 'replace'} {self.path} ({size} bytes)"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that come to nothing if it fails."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveFile:
@@ -107,8 +223,18 @@ class RemoveFile:
     reason: str
     needs: tuple[int, ...] = ()
 
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"remove {self.path}"
 
-Step = LoadModule | MoveGroup | WriteFile | RemoveFile
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that come to nothing if it fails."""
+        return ()
+
+
+Step = LoadModule | MoveGroup | NoteUse | CleanUnit | Quarantine | WriteFile | RemoveFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,26 +249,9 @@ class Plan:
 
     @property
     def refusals(self) -> tuple[Finding, ...]:
-        """The findings that say what is not done."""
-        return tuple(f for f in self.findings if f.severity is Severity.REFUSED)
-
-
-def headline(step: Step) -> str:
-    """Return what a step does, in one line."""
-    match step:
-        case LoadModule(module=module):
-            return f"load module {module}"
-        case MoveGroup():
-            where = in_groups(step.groups)
-            if not step.moves:
-                return f"{'forget' if step.is_release else 'verify'} unit {step.entry.unit}{where}"
-            verb = "release" if step.is_release else "bind"
-            return f"{verb} unit {step.entry.unit}{where}"
-        case WriteFile(path=path, is_new=is_new):
-            size = len(step.content.encode())
-            return f"{'write' if is_new else 'replace'} {path} ({size} bytes)"
-        case RemoveFile(path=path):
-            return f"remove {path}"
+        """The findings that say what is not done, or not yet."""
+        undone = {Severity.REFUSED, Severity.WAITING}
+        return tuple(f for f in self.findings if f.severity in undone)
 
 
 def in_groups(groups: tuple[int, ...]) -> str:
@@ -157,11 +266,16 @@ def text(plan: Plan) -> str:
     todo = f"{count} step{'s' if count != 1 else ''}" if count else "nothing to do"
     lines = [f"blueprint {plan.blueprint}: {todo}"]
     for number, step in enumerate(plan.steps, 1):
-        lines.append(f"{number:3}  {headline(step)}")
+        lines.append(f"{number:3}  {step.headline}")
         if isinstance(step, MoveGroup):
             lines.extend(f"       {move}" for move in step.moves)
+        if isinstance(step, CleanUnit):
+            lines.extend(
+                f"       {reset.address}  reset by {' or '.join(reset.methods) or 'nothing'}"
+                for reset in step.resets
+            )
         after = f"; after {', '.join(map(str, step.needs))}" if step.needs else ""
         lines.append(f"       because {step.reason}{after}")
-    for severity in (Severity.REFUSED, Severity.WARNING, Severity.INFO):
+    for severity in reversed(Severity):
         lines.extend(f"{severity}: {f}" for f in plan.findings if f.severity is severity)
     return "\n".join(lines) + "\n"

@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from kata_gpu.model.holder import Holder
 from kata_gpu.model.inventory import KataBase, Problem
+from kata_gpu.model.ledger import Cleaning
 from kata_gpu.model.pci import Binding, PciAddress
 from kata_gpu.model.plan import Finding
 from kata_gpu.model.platform import Platform
+from kata_gpu.model.unit import UnitState
 
 
 class Result(StrEnum):
@@ -15,6 +18,9 @@ class Result(StrEnum):
 
     DONE = "done"
     FAILED = "failed"
+    HELD = "held"
+    """Nothing was changed, for somebody uses the device."""
+
     SKIPPED = "skipped"
 
 
@@ -41,33 +47,8 @@ class Report:
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
-        """The steps that failed; those skipped in their wake are not among them."""
-        return tuple(o for o in self.outcomes if o.result is Result.FAILED)
-
-
-class UnitState(StrEnum):
-    """What a unit is to the node's users."""
-
-    AVAILABLE = "available"
-    """Every function on VFIO, in the CDI spec: a pod VM can have it."""
-
-    PENDING = "pending"
-    """On its way: the next pass will move or publish it."""
-
-    REFUSED = "refused"
-    """The blueprint wants it passed through, and something is in the way."""
-
-    FAILED = "failed"
-    """A step failed; the unit is where the step's error says."""
-
-    STUCK = "stuck"
-    """An operation on it hangs in the kernel; nothing else is done to it until that ends."""
-
-    HOST = "host"
-    """With its host driver, as the blueprint says."""
-
-    IGNORED = "ignored"
-    """Left alone, as the blueprint says."""
+        """The steps that came to nothing; those skipped in their wake are not among them."""
+        return tuple(o for o in self.outcomes if o.result in {Result.FAILED, Result.HELD})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +73,13 @@ class UnitStatus:
     numa_node: int | None
     functions: tuple[UnitFunction, ...]
     nodes: tuple[str, ...]
-    """Device nodes a VM opens, as in the CDI spec; empty unless available."""
+    """Device nodes a VM opens, as in the CDI spec; empty unless it is in there."""
+
+    holders: tuple[Holder, ...]
+    """Who has it now, be it a VM or a user on the host."""
+
+    cleaned: Cleaning | None
+    """What was done after its last user; None when it had none since it was bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

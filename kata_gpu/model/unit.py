@@ -1,9 +1,47 @@
 """A unit: what is handed out as one, which is the guest's share of its IOMMU groups."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from kata_gpu.model.iommu import Verdict
 from kata_gpu.model.pci import PciAddress
+
+
+class UnitState(StrEnum):
+    """What a unit is to the node's users."""
+
+    AVAILABLE = "available"
+    """Every function on VFIO, in the CDI spec: a pod VM can have it."""
+
+    IN_USE = "in-use"
+    """As available, and a VM has it now."""
+
+    PENDING = "pending"
+    """On its way: the next pass will move or publish it."""
+
+    WAITING = "waiting"
+    """Somebody uses it; it is moved as soon as they are gone."""
+
+    REFUSED = "refused"
+    """The blueprint wants it passed through, and something is in the way."""
+
+    FOREIGN = "foreign"
+    """On VFIO by somebody else's hand; it is left alone until the blueprint adopts it."""
+
+    FAILED = "failed"
+    """A step failed; the unit is where the step's error says."""
+
+    STUCK = "stuck"
+    """An operation on it hangs in the kernel; nothing else is done to it until that ends."""
+
+    QUARANTINED = "quarantined"
+    """It could not be cleaned after its last user; nobody gets it until an admin clears it."""
+
+    HOST = "host"
+    """With its host driver, as the blueprint says."""
+
+    IGNORED = "ignored"
+    """Left alone, as the blueprint says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,17 +16,13 @@ from dataclasses import replace
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
-from kata_gpu.model.pci import PciAddress, PciFunction
-from kata_gpu.model.plan import (
-    Finding,
-    Move,
-    MoveGroup,
-    Plan,
-    Severity,
-)
+from kata_gpu.model.pci import PciFunction
+from kata_gpu.model.plan import Finding, Move, MoveGroup, NoteUse, Plan, Setback, Severity
 from kata_gpu.model.unit import Unit
-from kata_gpu.plan import cdi, checks, published, targets, units
+from kata_gpu.plan import cdi, checks, cleaning, objections, published, targets, units
+from kata_gpu.plan.cleaning import CleaningStep
 from kata_gpu.plan.published import Steps
+from kata_gpu.plan.situation import Situation
 
 
 def plan(
@@ -35,24 +31,21 @@ def plan(
     ledger: Ledger,
     *,
     cdi_directory: str,
-    failed: Mapping[str, str] | None = None,
+    failed: Mapping[str, Setback] | None = None,
+    opened: frozenset[str] = frozenset(),
 ) -> Plan:
     """Return every step from *inventory* to *blueprint*.
 
-    *failed* names units that are not to be tried now, with the reason.
+    *failed* names units that are not to be tried now, with the reason; *opened* those that
+    somebody was seen to open since the last look.
     """
+    now = Situation.of(blueprint, inventory, ledger, failed)
     formed = units.form(blueprint, inventory, ledger)
-    draft = _Draft(blueprint, inventory, ledger, cdi_directory)
+    draft = _Draft(now, cdi_directory, opened)
     draft.findings.extend(formed.findings)
     for unit in formed.units:
-        if draft.note_stuck(unit.id, unit.functions):
-            continue
-        draft.consider(
-            unit,
-            failure=(failed or {}).get(unit.id),
-            may_move=unit.pool not in formed.refused_pools,
-        )
-    draft.consider_orphans({unit.id for unit in formed.units}, failed or {})
+        draft.consider(unit, may_move=unit.pool not in formed.refused_pools)
+    draft.consider_orphans({unit.id for unit in formed.units})
     draft.consider_platform()
     return draft.finish()
 
@@ -68,7 +61,8 @@ def release(
 
     It needs no blueprint: the ledger and our own files say what is ours.
     """
-    draft = _Draft(Blueprint(version="(release)"), inventory, ledger, cdi_directory)
+    now = Situation.of(Blueprint(version="(release)"), inventory, ledger)
+    draft = _Draft(now, cdi_directory)
     for entry in ledger.entries:
         if chosen is None or entry.unit in chosen:
             draft.release(entry, "it was asked for")
@@ -79,66 +73,57 @@ class _Draft:
     """Steps as they are found, by phase; ``finish`` puts them in order."""
 
     def __init__(
-        self, blueprint: Blueprint, inventory: Inventory, ledger: Ledger, cdi_directory: str
+        self, now: Situation, cdi_directory: str, opened: frozenset[str] = frozenset()
     ) -> None:
         self.findings: list[Finding] = []
-        self._blueprint = blueprint
-        self._inventory = inventory
-        self._ledger = ledger
+        self._now = now
         self._cdi_directory = cdi_directory
-        self._functions = inventory.by_address()
-        self._best = {driver.address: driver for driver in inventory.vfio_drivers}
+        self._opened = opened
         self._loads: dict[str, list[str]] = {}
+        self._notes: list[NoteUse] = []
         self._moves: list[MoveGroup] = []
+        self._cleanings: list[CleaningStep] = []
         self._offers: dict[str, dict[str, tuple[str, ...]]] = {}
         self._passengers = 0
 
     # What becomes of each unit
 
-    def consider(self, unit: Unit, *, failure: str | None, may_move: bool) -> None:
+    def consider(self, unit: Unit, *, may_move: bool) -> None:
         """Add what *unit* needs, or why it gets nothing; what is in order stays either way."""
-        pool = next(pool for pool in self._blueprint.pools if pool.name == unit.pool)
-        entry = self._ledger.entry(unit.id)
+        now = self._now
+        pool = next(pool for pool in now.blueprint.pools if pool.name == unit.pool)
+        entry = now.ledger.entry(unit.id)
         match pool.mode:
             case Mode.IGNORE:
                 if entry is not None:
-                    self._note(
+                    self._say(
                         Severity.INFO,
                         unit.id,
                         f"it is ours, but pool {pool.name} ignores it, so it is left alone",
                         f"kata-gpu release {unit.id} gives it back",
                     )
-            case Mode.HOST if failure is not None and entry is not None:
-                self._note_failed(unit.id, failure)
             case Mode.HOST:
                 self._consider_host(unit, pool, entry)
-            case Mode.PASSTHROUGH if failure is not None:
-                self._note_failed(unit.id, failure)
             case Mode.PASSTHROUGH:
-                self._passengers += len(unit.functions)
-                if (may_move or self._is_settled(unit)) and self._may_pass(unit, pool, entry):
-                    self._pass_through(unit, pool, entry)
+                self._consider_passthrough(unit, pool, entry, may_move=may_move)
 
-    def consider_orphans(self, known: set[str], failed: Mapping[str, str]) -> None:
+    def consider_orphans(self, known: set[str]) -> None:
         """Finish releases that were begun, and name units that no pool wants any more."""
-        for entry in self._ledger.entries:
+        for entry in self._now.ledger.entries:
             if entry.unit in known:
                 continue
-            if self.note_stuck(entry.unit, (f.address for f in entry.functions)):
-                continue
-            if not any(f.address in self._functions for f in entry.functions):
-                self._note(
+            if not any(f.address in self._now.functions for f in entry.functions):
+                self._say(
                     Severity.WARNING,
                     entry.unit,
                     "it is ours, and its functions are gone from the bus",
                     f"plug it in again, or forget it with kata-gpu release {entry.unit}",
                 )
-            elif entry.stage is Stage.RELEASING and entry.unit in failed:
-                self._note_failed(entry.unit, failed[entry.unit])
             elif entry.stage is Stage.RELEASING:
-                self.release(entry, "a release was begun and not finished")
+                if not self._objects(objections.failed(self._now, entry.unit)):
+                    self.release(entry, "a release was begun and not finished")
             else:
-                self._note(
+                self._say(
                     Severity.INFO,
                     entry.unit,
                     "it is ours, but no pool selects it any more, so it is left alone",
@@ -147,8 +132,8 @@ class _Draft:
 
     def consider_platform(self) -> None:
         """Warn of what the host allows and should not."""
-        if self._passengers and self._inventory.platform.unsafe_interrupts:
-            self._note(
+        if self._passengers and self._now.inventory.platform.unsafe_interrupts:
+            self._say(
                 Severity.WARNING,
                 "node",
                 "vfio_iommu_type1.allow_unsafe_interrupts is set, so a guest may send the host "
@@ -158,31 +143,29 @@ class _Draft:
 
     def release(self, entry: LedgerEntry, reason: str) -> None:
         """Add the way back to the original drivers, last function first."""
-        if self.note_stuck(entry.unit, (f.address for f in entry.functions)):
+        now = self._now
+        if self._objects(objections.stuck(now, entry.unit, (f.address for f in entry.functions))):
             return
         moves = []
         for function in reversed(entry.functions):
-            now = self._functions.get(function.address)
-            if now is None:
+            found = now.functions.get(function.address)
+            if found is None:
                 continue
-            if not self._is_same(function):
-                if now.binding.override is None and not self._is_on_vfio(now.address):
+            if not now.is_same(function):
+                if found.binding.override is None and not found.is_on_vfio:
                     continue  # the host has the new card already: there is nothing to give back
-                self._note(
-                    Severity.REFUSED,
-                    entry.unit,
-                    f"{function.address} is now {now.label}, not the function that was bound",
-                    "the card was exchanged: put it back, or rebind by hand",
-                )
+                self.findings.append(objections.exchanged(entry.unit, found.address, found.label))
                 return
-            if now.binding != function.original:
+            if found.binding != function.original:
                 moves.append(
-                    Move(address=now.address, before=now.binding, target=function.original)
+                    Move(address=found.address, before=found.binding, target=function.original)
                 )
+        if self._objects(objections.held(now, entry.unit, moves)):
+            return
         self._moves.append(
             MoveGroup(
                 entry=replace(entry, stage=Stage.RELEASING),
-                groups=self._groups_of(entry),
+                groups=now.groups_of(entry),
                 moves=tuple(moves),
                 reason=reason,
             )
@@ -190,108 +173,116 @@ class _Draft:
 
     def _consider_host(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> None:
         if entry is not None:
-            self.release(entry, f"pool {pool.name} wants it on its host driver")
-        elif any(map(self._is_on_vfio, unit.functions)):
-            self._note(
-                Severity.REFUSED,
-                unit.id,
-                f"pool {pool.name} wants it on its host driver, but it is on VFIO and this agent "
-                f"did not put it there, so that driver is unknown",
-                "give it back with the tool that took it",
+            if not self._objects(objections.failed(self._now, unit.id)):
+                self.release(entry, f"pool {pool.name} wants it on its host driver")
+        elif any(map(self._now.is_on_vfio, unit.functions)):
+            self.findings.append(
+                objections.refusal(
+                    unit.id,
+                    f"pool {pool.name} wants it on its host driver, but it is on VFIO and this "
+                    f"agent did not put it there, so that driver is unknown",
+                    "give it back with the tool that took it",
+                )
             )
 
-    def _may_pass(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> bool:
-        for blocker in unit.verdict.blockers:
-            is_mate = blocker.address not in {None, unit.primary}
-            mate = f"{blocker.address} shares its group: " if is_mate else ""
-            reason = f"pool {pool.name} passes it through, but {mate}{blocker.reason}"
-            self._note(Severity.REFUSED, unit.id, reason, blocker.remedy)
-        if unit.verdict.blockers:
-            return False
+    def _consider_passthrough(
+        self, unit: Unit, pool: Pool, entry: LedgerEntry | None, *, may_move: bool
+    ) -> None:
+        now = self._now
+        self._passengers += len(unit.functions)
+        if not may_move and not now.is_settled(unit):
+            return
+        if self._objects(
+            objections.stuck(now, unit.id, unit.functions)
+            or (entry and objections.quarantined(entry))
+            or objections.failed(now, unit.id)
+        ):
+            return
+        blockers = objections.blocked(unit, pool)
+        self.findings.extend(blockers)
+        if blockers:
+            return
         if entry is None:
-            return self._may_take(unit, pool)
-        known = {function.address for function in entry.functions}
-        if known != set(unit.functions) or not all(map(self._is_same, entry.functions)):
-            self._note(
-                Severity.REFUSED,
-                unit.id,
-                "its IOMMU group has other functions than when it was bound",
-                f"kata-gpu release {unit.id}, then apply again",
-            )
-            return False
-        return True
-
-    def _may_take(self, unit: Unit, pool: Pool) -> bool:
-        """Tell whether a unit that is not ours may become so; note why not."""
-        owners = [self._ledger.owner(address) for address in unit.functions]
-        owner = next((entry for entry in owners if entry is not None), None)
-        if owner is not None:
-            self._note(
-                Severity.REFUSED,
-                unit.id,
-                f"a function of it is ours as part of unit {owner.unit}",
-                f"kata-gpu release {owner.unit}, then apply again",
-            )
-            return False
-        is_adopted = any(selector.address == unit.primary for selector in pool.selectors)
-        if any(map(self._is_on_vfio, unit.functions)) and not is_adopted:
-            self._note(
-                Severity.REFUSED,
-                unit.id,
-                "it is on VFIO already and this agent did not put it there, so its original "
-                "driver is unknown",
-                f'select it by address = "{unit.id}" to adopt it as it is',
-            )
-            return False
-        return True
+            if not self._objects(objections.not_ours(now, unit, pool)):
+                self._pass_through(unit, pool, entry)
+        elif not self._objects(objections.changed(now, unit, entry)):
+            self._pass_through(unit, pool, entry)
 
     def _pass_through(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> None:
-        functions = [self._functions[address] for address in unit.functions]
-        for module in targets.missing_modules(functions, self._best):
+        now = self._now
+        functions = [now.functions[address] for address in unit.functions]
+        for module in targets.missing_modules(functions, now.best):
             self._loads.setdefault(module, []).append(unit.id)
-        moves = targets.moves(functions, self._best)
+        moves = targets.moves(functions, now.best)
         if moves is None:
-            self._note(
+            self._say(
                 Severity.INFO,
                 unit.id,
                 "what the driver made for it is called shows only once its module is loaded",
                 "it is bound in the next pass",
             )
             return
-        if not self._is_settled(unit):
+        if self._objects(objections.held(now, unit.id, moves)):
+            self._loads = {m: [u for u in us if u != unit.id] for m, us in self._loads.items()}
+            return
+        if entry is not None and now.is_settled(unit):
+            if not self._may_be_had(unit, entry):
+                return
+        else:
+            begun = _binding_entry(unit, functions, entry)
+            reason = f"pool {pool.name} passes it through"
             self._moves.append(
-                MoveGroup(
-                    entry=_binding_entry(unit, functions, entry),
-                    groups=unit.groups,
-                    moves=moves,
-                    reason=f"pool {pool.name} passes it through",
-                )
+                MoveGroup(entry=begun, groups=unit.groups, moves=moves, reason=reason)
             )
+            if begun.is_used:  # it is cleaned in the next pass, and offered after that
+                return
+        self._offer(unit, pool, moves)
+
+    def _may_be_had(self, unit: Unit, entry: LedgerEntry) -> bool:
+        """Tell whether a unit that is in order may be offered; see that it is clean first."""
+        now = self._now
+        holders = now.holders(unit.functions)
+        if holders or unit.id in self._opened:
+            if not entry.is_used:
+                who = "; ".join(map(str, holders)) or "its device node was opened"
+                self._notes.append(NoteUse(unit=unit.id, reason=who))
+            return True
+        if not entry.is_used:
+            return True
+        step = cleaning.step(unit, [now.functions[address] for address in unit.functions])
+        self._cleanings.append(step)
+        return cleaning.may_succeed(step)
+
+    def _offer(self, unit: Unit, pool: Pool, moves: Iterable[Move]) -> None:
         if pool.resource is None:
             return
-        is_unnumbered = any(move.before.driver != move.target.driver for move in moves)
-        if self._inventory.platform.iommufd and is_unnumbered:
-            self._note(
+        now = self._now
+        if now.inventory.platform.iommufd and any(move.changes_driver for move in moves):
+            self._say(
                 Severity.INFO,
                 unit.id,
                 "its device nodes have no number before it is bound",
                 "the CDI spec follows in the next pass",
             )
             return
-        self.findings.extend(checks.unit(unit.id, functions, self._blueprint.handlers))
-        nodes = cdi.nodes(unit, functions, self._inventory.platform)
+        functions = [now.functions[address] for address in unit.functions]
+        self.findings.extend(checks.unit(unit.id, functions, now.blueprint.handlers))
+        nodes = cdi.nodes(unit, functions, now.inventory.platform)
         self._offers.setdefault(pool.resource, {})[unit.id] = nodes
 
     # Order
 
     def finish(self) -> Plan:
-        """Return the plan: withdraw, load, move, publish, clean up."""
-        steps = Steps(self._inventory.files)
+        """Return the plan: withdraw, load, move, clean, publish, clear away."""
+        now = self._now
+        steps = Steps(now.inventory.files)
+        for note in self._notes:
+            steps.add(note)
         leaving = {
             group.entry.unit
             for group in self._moves
-            if group.is_release or any(map(self._changes_vfio, group.moves))
-        }
+            if group.is_release or any(map(now.changes_vfio, group.moves))
+        } | {step.unit for step in self._cleanings}
         withdrawn = self._withdraw(steps, leaving)
         loads = self._load(steps)
         numbers = {}
@@ -299,98 +290,64 @@ class _Draft:
             unit = move.entry.unit
             needs = (*(withdrawn if unit in leaving else ()), *loads.get(unit, ()))
             numbers[unit] = steps.add(replace(move, needs=needs))
+        for step in sorted(self._cleanings, key=lambda s: s.unit):
+            numbers[step.unit] = steps.add(replace(step, needs=withdrawn))
         wishes, findings = published.wishes(
-            self._blueprint, self._inventory, self._offers, self._passengers, self._cdi_directory
+            now.blueprint, now.inventory, self._offers, self._passengers, self._cdi_directory
         )
         self.findings.extend(findings)
         for wish in wishes:
             steps.fulfil(wish, tuple(sorted(numbers[u] for u in wish.units & numbers.keys())))
         wanted = {wish.path for wish in wishes}
-        stale = (path for path in self._ledger.files if path not in wanted)
+        stale = (path for path in now.ledger.files if path not in wanted)
         steps.clear(stale, "the blueprint asks for it no more")
         return self._plan(steps)
 
     def finish_release(self, *, everything: bool) -> Plan:
         """Return the plan of a release: withdraw, move back, and remove all that is left."""
-        steps = Steps(self._inventory.files)
+        steps = Steps(self._now.inventory.files)
         withdrawn = self._withdraw(steps, {move.entry.unit for move in self._moves})
         moved = tuple(
             steps.add(replace(move, needs=withdrawn))
             for move in sorted(self._moves, key=lambda m: m.entry.unit)
         )
-        if everything:  # a unit that stays, for somebody holds it, keeps what its VM was given by
-            steps.clear(self._ledger.files, "everything is given back", moved)
+        is_all = len(self._moves) == len(self._now.ledger.entries)
+        if everything and is_all:  # a unit that stays keeps what its VM was given by
+            steps.clear(self._now.ledger.files, "everything is given back", moved)
         return self._plan(steps)
 
     def _withdraw(self, steps: Steps, leaving: set[str]) -> tuple[int, ...]:
+        before = len(steps.steps)
         if leaving:
-            for wish in published.withdrawals(self._inventory, leaving, self._cdi_directory):
+            for wish in published.withdrawals(self._now.inventory, leaving, self._cdi_directory):
                 steps.fulfil(wish, ())
-        return tuple(range(1, len(steps.steps) + 1))
-
-    def _plan(self, steps: Steps) -> Plan:
-        return Plan(
-            blueprint=self._blueprint.version,
-            steps=tuple(steps.steps),
-            findings=tuple(self.findings),
-        )
+        return tuple(range(before + 1, len(steps.steps) + 1))
 
     def _load(self, steps: Steps) -> dict[str, tuple[int, ...]]:
         """Add the modules that are missing; return the steps that each unit needs of them."""
         needs: dict[str, tuple[int, ...]] = {}
         for module, waiting in sorted(self._loads.items()):
-            number = steps.add(targets.load(module, waiting))
-            needs |= {unit: (*needs.get(unit, ()), number) for unit in waiting}
+            if waiting:
+                number = steps.add(targets.load(module, waiting))
+                needs |= {unit: (*needs.get(unit, ()), number) for unit in waiting}
         return needs
 
-    # Small questions
-
-    def _groups_of(self, entry: LedgerEntry) -> tuple[int, ...]:
-        now = (self._functions.get(function.address) for function in entry.functions)
-        return tuple(sorted({f.iommu_group for f in now if f and f.iommu_group is not None}))
-
-    def _is_same(self, function: OriginalFunction) -> bool:
-        """Tell whether what the ledger knows is what sits there now, as far as both can tell."""
-        now = self._functions[function.address]
-        return (function.vendor, function.device) == (now.vendor, now.identity.device) and all(
-            None in pair or pair[0] == pair[1]
-            for pair in ((function.slot, now.slot), (function.serial, now.serial))
+    def _plan(self, steps: Steps) -> Plan:
+        return Plan(
+            blueprint=self._now.blueprint.version,
+            steps=tuple(steps.steps),
+            findings=tuple(self.findings),
         )
 
-    def _is_on_vfio(self, address: PciAddress) -> bool:
-        return self._functions[address].is_on_vfio
+    # Words
 
-    def _changes_vfio(self, move: Move) -> bool:
-        """Whether a function goes from one VFIO driver to another, maybe from under a CDI name."""
-        return self._is_on_vfio(move.address) and move.before.driver != move.target.driver
+    def _objects(self, objection: Finding | None) -> bool:
+        """Tell whether there is an objection, and keep it."""
+        if objection is not None:
+            self.findings.append(objection)
+        return objection is not None
 
-    def _is_settled(self, unit: Unit) -> bool:
-        entry = self._ledger.entry(unit.id)
-        return (
-            entry is not None
-            and entry.stage is Stage.BOUND
-            and targets.moves((self._functions[a] for a in unit.functions), self._best) == ()
-        )
-
-    def note_stuck(self, unit: str, addresses: Iterable[PciAddress]) -> bool:
-        """Tell whether an operation on the unit hangs, in which case nothing else may follow."""
-        hung = {operation.address: operation for operation in self._inventory.operations}
-        found = next((hung[address] for address in addresses if address in hung), None)
-        if found is None:
-            return False
-        self._note(
-            Severity.REFUSED,
-            unit,
-            f"it is stuck: {found}; nothing is written to its group until that ends",
-            "end what uses the device; if nothing does, only a power cycle helps, for a reboot "
-            "will hang too",
-        )
-        return True
-
-    def _note_failed(self, unit: str, failure: str) -> None:
-        self._note(Severity.REFUSED, unit, failure, "it is tried again later")
-
-    def _note(self, severity: Severity, subject: str, reason: str, remedy: str) -> None:
+    def _say(self, severity: Severity, subject: str, reason: str, remedy: str) -> None:
         self.findings.append(
             Finding(severity=severity, subject=subject, reason=reason, remedy=remedy)
         )
@@ -399,13 +356,16 @@ class _Draft:
 def _binding_entry(
     unit: Unit, functions: Iterable[PciFunction], entry: LedgerEntry | None
 ) -> LedgerEntry:
-    """Return what the ledger must say before the unit is touched; originals never change."""
-    known = entry.functions if entry else None
+    """Return what the ledger must say before the unit is touched; originals never change.
+
+    One that was on VFIO already is adopted; nobody knows who had it.
+    """
+    if entry is not None:
+        return replace(entry, stage=Stage.BINDING)
     return LedgerEntry(
         unit=unit.id,
         stage=Stage.BINDING,
-        functions=known
-        or tuple(
+        functions=tuple(
             OriginalFunction(
                 address=function.address,
                 vendor=function.vendor,
@@ -416,4 +376,5 @@ def _binding_entry(
             )
             for function in functions
         ),
+        is_used=any(function.is_on_vfio for function in functions),
     )

@@ -1,14 +1,14 @@
 """What each unit is to the node's users, and why: a pure look at plan and inventory."""
 
-from collections.abc import Mapping
-
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
+from kata_gpu.model.holder import Holder
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger
-from kata_gpu.model.plan import LoadModule, MoveGroup, Plan, Severity
-from kata_gpu.model.report import UnitFunction, UnitState, UnitStatus
-from kata_gpu.model.unit import Unit
+from kata_gpu.model.plan import CleanUnit, LoadModule, MoveGroup, Plan
+from kata_gpu.model.report import UnitFunction, UnitStatus
+from kata_gpu.model.unit import Unit, UnitState
 from kata_gpu.plan import cdi, units
+from kata_gpu.plan.situation import Situation
 
 
 def assess(
@@ -18,45 +18,56 @@ def assess(
     plan: Plan,
     *,
     cdi_directory: str,
-    failed: Mapping[str, str],
 ) -> tuple[UnitStatus, ...]:
     """Return the status of every unit, by address. *plan* is what is still to do."""
+    now = Situation.of(blueprint, inventory, ledger)
     formed = units.form(blueprint, inventory, ledger)
     pools = {pool.name: pool for pool in blueprint.pools}
-    refused = {
-        finding.subject: finding.reason
-        for finding in reversed(plan.findings)
-        if finding.severity is Severity.REFUSED
-    }
-    moving = {step.entry.unit for step in plan.steps if isinstance(step, MoveGroup)}
-    hung = {operation.address for operation in inventory.operations}
-    moving |= {unit for step in plan.steps if isinstance(step, LoadModule) for unit in step.units}
+    objected = {f.subject: f for f in reversed(plan.findings) if f.state is not None}
+    moving = _moving(plan)
     statuses = []
     for unit in formed.units:
         pool = pools[unit.pool]
         nodes = _published(inventory, pool, unit, cdi_directory)
-        if hung & set(unit.functions):
-            state, reason = UnitState.STUCK, refused[unit.id]
-        elif unit.id in failed:
-            state, reason = UnitState.FAILED, failed[unit.id]
-        elif unit.id in refused:
-            state, reason = UnitState.REFUSED, refused[unit.id]
-        elif pool.name in formed.refused_pools and not nodes:
-            state, reason = UnitState.REFUSED, refused[f"pool {pool.name}"]
+        objection = objected.get(unit.id)
+        if objection is None and not nodes:
+            objection = objected.get(f"pool {pool.name}")
+        if objection is not None and objection.state is not None:
+            found = objection.state, objection.reason
         elif unit.id in moving:
-            state, reason = UnitState.PENDING, "it is about to be moved"
+            found = UnitState.PENDING, "it is about to be moved"
         else:
-            state, reason = _settled(pool, nodes)
-        statuses.append(_status(inventory, unit, pool, (state, reason), nodes))
+            found = _settled(pool, nodes, now.holders(unit.functions))
+        statuses.append(_status(now, unit, pool, found, nodes))
     return tuple(statuses)
 
 
-def _settled(pool: Pool, nodes: tuple[str, ...]) -> tuple[UnitState, str]:
+def _moving(plan: Plan) -> set[str]:
+    """Return the units that a step is about to touch."""
+    found: set[str] = set()
+    for step in plan.steps:
+        match step:
+            case MoveGroup(entry=entry):
+                found.add(entry.unit)
+            case LoadModule(units=waiting):
+                found.update(waiting)
+            case CleanUnit(unit=unit):
+                found.add(unit)
+            case _:
+                continue
+    return found
+
+
+def _settled(
+    pool: Pool, nodes: tuple[str, ...], holders: tuple[Holder, ...]
+) -> tuple[UnitState, str]:
     match pool.mode:
         case Mode.IGNORE:
             return UnitState.IGNORED, f"pool {pool.name} leaves it alone"
         case Mode.HOST:
             return UnitState.HOST, f"pool {pool.name} keeps it on its host driver"
+        case Mode.PASSTHROUGH if nodes and holders:
+            return UnitState.IN_USE, "; ".join(map(str, holders))
         case Mode.PASSTHROUGH if nodes:
             return UnitState.AVAILABLE, f"bound, and in the CDI spec of {pool.resource}"
         case Mode.PASSTHROUGH:
@@ -72,28 +83,31 @@ def _published(inventory: Inventory, pool: Pool, unit: Unit, cdi_directory: str)
 
 
 def _status(
-    inventory: Inventory,
+    now: Situation,
     unit: Unit,
     pool: Pool,
-    state: tuple[UnitState, str],
+    found: tuple[UnitState, str],
     nodes: tuple[str, ...],
 ) -> UnitStatus:
-    functions = inventory.by_address()
+    entry = now.ledger.entry(unit.id)
+    is_offered = found[0] in {UnitState.AVAILABLE, UnitState.IN_USE}
     return UnitStatus(
         id=unit.id,
-        state=state[0],
-        reason=state[1],
+        state=found[0],
+        reason=found[1],
         pool=pool.name,
         resource=pool.resource,
         groups=unit.groups,
-        numa_node=functions[unit.primary].numa_node,
+        numa_node=now.functions[unit.primary].numa_node,
         functions=tuple(
             UnitFunction(
                 address=address,
-                label=functions[address].label,
-                binding=functions[address].binding,
+                label=now.functions[address].label,
+                binding=now.functions[address].binding,
             )
             for address in unit.functions
         ),
-        nodes=nodes if state[0] is UnitState.AVAILABLE else (),
+        nodes=nodes if is_offered else (),
+        holders=now.holders(unit.functions),
+        cleaned=None if entry is None else entry.cleaned,
     )

@@ -11,7 +11,7 @@ from kata_gpu.model.isolation import all_bonded, bonds
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.plan import Finding, Severity
-from kata_gpu.model.unit import Unit
+from kata_gpu.model.unit import Unit, UnitState
 
 _EXCLUDE: Final = (
     'narrow the pool\'s selectors, or put a pool with mode = "ignore" that selects it before'
@@ -102,6 +102,7 @@ def _forbidden(blueprint: Blueprint, inventory: Inventory) -> Iterable[tuple[str
                     subject=f"pool {pool.name}",
                     reason=f"it selects {function.address} ({function.label}), and {reason}",
                     remedy=_EXCLUDE,
+                    state=UnitState.REFUSED,
                 ),
             )
 
@@ -119,6 +120,7 @@ def _rival(
                 reason=f"pool {pool.name} wants mode {pool.mode}, but its IOMMU group also "
                 f"holds {other.address}, for which pool {wanted.name} wants {wanted.mode}",
                 remedy="a group moves as one: let one pool select both",
+                state=UnitState.REFUSED,
             )
     return None
 

@@ -107,10 +107,10 @@ def no_iommu(root: Path) -> FakeKernel:
     return kernel
 
 
-def gpu_with_audio(root: Path) -> FakeKernel:
+def gpu_with_audio(root: Path, *, reset_methods: tuple[str, ...] = ("bus",)) -> FakeKernel:
     """A GeForce with its audio function, in one slot and one group."""
     kernel = bare(root)
-    _geforce(kernel, boot_vga=False)
+    _geforce(kernel, boot_vga=False, reset_methods=reset_methods)
     kernel.add_device(
         AUDIO,
         vendor=_NVIDIA,
@@ -245,7 +245,9 @@ def _h100(
     )
 
 
-def _geforce(kernel: FakeKernel, *, boot_vga: bool) -> None:
+def _geforce(
+    kernel: FakeKernel, *, boot_vga: bool, reset_methods: tuple[str, ...] = ("bus",)
+) -> None:
     kernel.add_device(
         GPU,
         vendor=_NVIDIA,
@@ -257,7 +259,7 @@ def _geforce(kernel: FakeKernel, *, boot_vga: bool) -> None:
         revision=0xA1,
         boot_vga=boot_vga,
         multifunction=True,
-        reset_methods=("bus",),
+        reset_methods=reset_methods,
         bars=_SMALL_BARS,
     )
 

@@ -135,6 +135,11 @@ class Tree:
         file = self._homes[address] / attribute
         self._put(file, f"{content}\n", file.stat().st_mode & 0o777)
 
+    def show_config(self, address: str, header: bytes) -> None:
+        """Change the first bytes of a function's config space."""
+        file = self._homes[address] / "config"
+        file.write_bytes(header + file.read_bytes()[len(header) :])
+
     def show_bus(self, attribute: str, content: str) -> None:
         """Change what an attribute of the bus reads as."""
         self._put(self.sys / "bus/pci" / attribute, f"{content}\n", READ_WRITE)

@@ -20,7 +20,17 @@ from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger, Stage
 from kata_gpu.model.pci import Identity
-from kata_gpu.model.plan import LoadModule, MoveGroup, Plan, RemoveFile, WriteFile
+from kata_gpu.model.plan import (
+    CleanUnit,
+    LoadModule,
+    MoveGroup,
+    NoteUse,
+    Plan,
+    Quarantine,
+    RemoveFile,
+    Setback,
+    WriteFile,
+)
 from kata_gpu.plan import cdi, planner
 from kata_gpu.settings import blueprint as settings
 from tests.kernel.fake import FakeKernel
@@ -49,8 +59,9 @@ class Node:
         """Return what the agent would do for a blueprint."""
         self.again = lambda: self.plan(text, failed=failed)
         blueprint = settings.parse(text)
+        setbacks = {u: Setback(reason=why, is_held=False) for u, why in (failed or {}).items()}
         return planner.plan(
-            blueprint, self.look(blueprint), self.ledger, cdi_directory=CDI, failed=failed
+            blueprint, self.look(blueprint), self.ledger, cdi_directory=CDI, failed=setbacks
         )
 
     def release(self, *units: str) -> Plan:
@@ -79,6 +90,12 @@ class Node:
                 case WriteFile():
                     self.put(step.path, step.content)
                     self.ledger = self.ledger.with_file(step.path)
+                case CleanUnit():
+                    entry = self.ledger.entry(step.unit)
+                    assert entry is not None
+                    self.ledger = self.ledger.with_entry(replace(entry, is_used=False))
+                case NoteUse() | Quarantine():
+                    raise AssertionError(step)
                 case RemoveFile():
                     self.kernel.host.path(step.path).unlink()
                     self.ledger = self.ledger.without_file(step.path)

@@ -1,0 +1,134 @@
+"""Why a unit is not touched now, though the blueprint asks for it: one finding for each reason.
+
+No step is planned for a unit with an objection; what it is offered as stays as it is.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from kata_gpu.model.blueprint import Pool
+from kata_gpu.model.ledger import LedgerEntry
+from kata_gpu.model.pci import PciAddress
+from kata_gpu.model.plan import Finding, Move, Severity
+from kata_gpu.model.unit import Unit, UnitState
+from kata_gpu.plan.situation import Situation
+
+
+def stuck(now: Situation, unit: str, addresses: Iterable[PciAddress]) -> Finding | None:
+    """Object if an operation on the unit hangs in the kernel."""
+    operation = now.hung(addresses)
+    if operation is None:
+        return None
+    return refusal(
+        unit,
+        f"it is stuck: {operation}; nothing is written to its group until that ends",
+        "end what uses the device; if nothing does, only a power cycle helps, for a reboot "
+        "will hang too",
+        state=UnitState.STUCK,
+    )
+
+
+def failed(now: Situation, unit: str) -> Finding | None:
+    """Object if it was tried in vain not long ago."""
+    setback = now.failed.get(unit)
+    if setback is None:
+        return None
+    if setback.is_held:
+        return waiting(unit, setback.reason, "end what uses it, or wait until that ends")
+    return refusal(unit, setback.reason, "it is tried again later", state=UnitState.FAILED)
+
+
+def held(now: Situation, unit: str, moves: Sequence[Move]) -> Finding | None:
+    """Object to taking a driver away from a function that somebody has."""
+    if not any(move.changes_driver for move in moves):
+        return None
+    holders = now.holders(move.address for move in moves)
+    if not holders:
+        return None
+    who = "; ".join(map(str, holders))
+    return waiting(unit, f"it is in use: {who}", "it is moved when they are gone")
+
+
+def blocked(unit: Unit, pool: Pool) -> tuple[Finding, ...]:
+    """Object for everything that keeps its groups from being given to a guest."""
+    found = []
+    for blocker in unit.verdict.blockers:
+        is_mate = blocker.address not in {None, unit.primary}
+        mate = f"{blocker.address} shares its group: " if is_mate else ""
+        reason = f"pool {pool.name} passes it through, but {mate}{blocker.reason}"
+        found.append(refusal(unit.id, reason, blocker.remedy))
+    return tuple(found)
+
+
+def changed(now: Situation, unit: Unit, entry: LedgerEntry) -> Finding | None:
+    """Object if what is ours is not made of the functions that were bound."""
+    known = {function.address for function in entry.functions}
+    if known == set(unit.functions) and all(map(now.is_same, entry.functions)):
+        return None
+    return refusal(
+        unit.id,
+        "its IOMMU group has other functions than when it was bound",
+        f"kata-gpu release {unit.id}, then apply again",
+    )
+
+
+def not_ours(now: Situation, unit: Unit, pool: Pool) -> Finding | None:
+    """Object to taking what belongs to another unit, or came to VFIO by somebody else's hand."""
+    owners = [now.ledger.owner(address) for address in unit.functions]
+    owner = next((entry for entry in owners if entry is not None), None)
+    if owner is not None:
+        return refusal(
+            unit.id,
+            f"a function of it is ours as part of unit {owner.unit}",
+            f"kata-gpu release {owner.unit}, then apply again",
+        )
+    is_adopted = any(selector.address == unit.primary for selector in pool.selectors)
+    if is_adopted or not any(map(now.is_on_vfio, unit.functions)):
+        return None
+    return refusal(
+        unit.id,
+        "it is on VFIO already and this agent did not put it there, so its original driver is "
+        "unknown",
+        f'select it by address = "{unit.id}" to adopt it as it is',
+        state=UnitState.FOREIGN,
+    )
+
+
+def quarantined(entry: LedgerEntry) -> Finding | None:
+    """Object to giving out what could not be cleaned after its last user."""
+    if entry.quarantine is None:
+        return None
+    return refusal(
+        entry.unit,
+        f"it is in quarantine: {entry.quarantine}",
+        f"kata-gpu clear {entry.unit}, once you know that nothing of its last user is left",
+        state=UnitState.QUARANTINED,
+    )
+
+
+def exchanged(unit: str, address: PciAddress, label: str) -> Finding:
+    """Object to giving back another card than the one that was taken."""
+    return refusal(
+        unit,
+        f"{address} is now {label}, not the function that was bound",
+        "the card was exchanged: put it back, or rebind by hand",
+    )
+
+
+def refusal(
+    subject: str, reason: str, remedy: str, *, state: UnitState = UnitState.REFUSED
+) -> Finding:
+    """Say that something the blueprint asks for is not done."""
+    return Finding(
+        severity=Severity.REFUSED, subject=subject, reason=reason, remedy=remedy, state=state
+    )
+
+
+def waiting(unit: str, reason: str, remedy: str) -> Finding:
+    """Say that it is done as soon as somebody lets go."""
+    return Finding(
+        severity=Severity.WAITING,
+        subject=unit,
+        reason=reason,
+        remedy=remedy,
+        state=UnitState.WAITING,
+    )

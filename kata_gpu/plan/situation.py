@@ -1,0 +1,88 @@
+"""What a decision about one unit looks at, and the small questions it asks of it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.holder import Holder
+from kata_gpu.model.inventory import Inventory
+from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
+from kata_gpu.model.operation import Operation
+from kata_gpu.model.pci import PciAddress, PciFunction
+from kata_gpu.model.plan import Move, Setback
+from kata_gpu.model.unit import Unit
+from kata_gpu.model.vfio import VfioDriver
+from kata_gpu.plan import targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What is, what should be, what is ours, and what was tried in vain."""
+
+    blueprint: Blueprint
+    inventory: Inventory
+    ledger: Ledger
+    failed: Mapping[str, Setback]
+    """Units that are not to be tried now."""
+
+    functions: Mapping[PciAddress, PciFunction] = field(repr=False)
+    best: Mapping[PciAddress, VfioDriver] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        blueprint: Blueprint,
+        inventory: Inventory,
+        ledger: Ledger,
+        failed: Mapping[str, Setback] | None = None,
+    ) -> Self:
+        """Return the situation, with what is asked of it most at hand."""
+        return cls(
+            blueprint=blueprint,
+            inventory=inventory,
+            ledger=ledger,
+            failed=failed or {},
+            functions=inventory.by_address(),
+            best={driver.address: driver for driver in inventory.vfio_drivers},
+        )
+
+    def hung(self, addresses: Iterable[PciAddress]) -> Operation | None:
+        """Return an operation that hangs on one of the functions; None without any."""
+        hung = {operation.address: operation for operation in self.inventory.operations}
+        return next((hung[address] for address in addresses if address in hung), None)
+
+    def holders(self, addresses: Iterable[PciAddress]) -> tuple[Holder, ...]:
+        """Return who has any of the functions, each once."""
+        found = self.inventory.holders
+        return tuple(dict.fromkeys(h for address in addresses for h in found.get(address, ())))
+
+    def is_on_vfio(self, address: PciAddress) -> bool:
+        """Tell whether a driver of VFIO has the function."""
+        return self.functions[address].is_on_vfio
+
+    def is_same(self, function: OriginalFunction) -> bool:
+        """Tell whether what the ledger knows is what sits there now, as far as both can tell."""
+        now = self.functions[function.address]
+        return (function.vendor, function.device) == (now.vendor, now.identity.device) and all(
+            None in pair or pair[0] == pair[1]
+            for pair in ((function.slot, now.slot), (function.serial, now.serial))
+        )
+
+    def is_settled(self, unit: Unit) -> bool:
+        """Tell whether the unit is ours and every function where it shall be."""
+        entry = self.ledger.entry(unit.id)
+        return (
+            entry is not None
+            and entry.stage is Stage.BOUND
+            and targets.moves((self.functions[a] for a in unit.functions), self.best) == ()
+        )
+
+    def changes_vfio(self, move: Move) -> bool:
+        """Tell whether a function goes from one VFIO driver to another."""
+        return self.is_on_vfio(move.address) and move.changes_driver
+
+    def groups_of(self, entry: LedgerEntry) -> tuple[int, ...]:
+        """Return the groups that hold the functions of a unit that is ours, as they are now."""
+        now = (self.functions.get(function.address) for function in entry.functions)
+        return tuple(sorted({f.iommu_group for f in now if f and f.iommu_group is not None}))

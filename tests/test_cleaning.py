@@ -1,0 +1,252 @@
+"""Between two tenants a unit is reset and looked at; what cannot be is kept from everybody."""
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from kata_gpu.act import executor
+from kata_gpu.act.journal import Journal
+from kata_gpu.agent import node
+from kata_gpu.agent.node import Turn
+from kata_gpu.model.ledger import LedgerEntry
+from kata_gpu.model.pci import PciAddress
+from kata_gpu.model.report import Result, UnitStatus
+from kata_gpu.model.unit import UnitState
+from tests.kernel import nodes
+from tests.kernel.fake import FakeKernel
+from tests.passthrough import CDI, EVERY_GPU, SETTINGS, journal_of
+
+RESET: Final = f"bus/pci/devices/{nodes.GPU}/reset"
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> FakeKernel:
+    return nodes.single_gpu(tmp_path)
+
+
+def converge(kernel: FakeKernel, *, opened: frozenset[str] = frozenset()) -> Turn:
+    journal = journal_of(kernel.host)
+    return node.converge(kernel.host, SETTINGS, EVERY_GPU, journal, opened=opened)
+
+
+def status(kernel: FakeKernel, turn: Turn) -> UnitStatus:
+    ledger = journal_of(kernel.host).ledger
+    described = node.describe(turn, SETTINGS, EVERY_GPU, ledger, number=1, last_report=turn.report)
+    return described.units[0]
+
+
+def entry(kernel: FakeKernel) -> LedgerEntry:
+    found = journal_of(kernel.host).ledger.entry(nodes.GPU)
+    assert found is not None
+    return found
+
+
+def is_offered(kernel: FakeKernel) -> bool:
+    spec = kernel.host.path(CDI)
+    return spec.exists() and nodes.GPU in spec.read_text()
+
+
+@contextmanager
+def used(kernel: FakeKernel) -> Iterator[None]:
+    """Bind the GPU and let a VM have it, as the agent sees, until the end of the block."""
+    converge(kernel)
+    with kernel.vm_holds(nodes.GPU):
+        converge(kernel)
+        yield
+
+
+def test_a_unit_that_a_vm_has_is_in_use_and_stays_offered(kernel: FakeKernel) -> None:
+    with used(kernel):
+        turn = converge(kernel)
+        found = status(kernel, turn)
+        assert turn.report.outcomes == ()
+    assert found.state is UnitState.IN_USE
+    assert [holder.command for holder in found.holders] == ["qemu-system-x86"]
+    assert found.nodes == ("/dev/vfio/1",)
+    assert entry(kernel).is_used
+    assert is_offered(kernel)
+
+
+def test_its_use_is_noted_once(kernel: FakeKernel) -> None:
+    converge(kernel)
+    with kernel.vm_holds(nodes.GPU):
+        first, second = converge(kernel), converge(kernel)
+    assert [outcome.step for outcome in first.report.outcomes] == [
+        "note that unit 0000:01:00.0 is in use"
+    ]
+    assert second.report.outcomes == ()
+
+
+def test_when_its_vm_has_gone_it_is_withdrawn_reset_and_offered_again(kernel: FakeKernel) -> None:
+    with used(kernel):
+        pass
+    offered: list[bool] = []
+    kernel.on_write = lambda path, _: offered.append(is_offered(kernel)) if path == RESET else None
+    turn = converge(kernel)
+    assert offered == [False]
+    assert not turn.report.failures
+    found = status(kernel, turn)
+    assert found.state is UnitState.AVAILABLE
+    assert found.cleaned is not None
+    assert found.cleaned.method == "0000:01:00.0 flr/bus"
+    assert found.cleaned.result == "ids, BARs and link are as before"
+    assert not entry(kernel).is_used
+    assert converge(kernel).report.outcomes == ()
+
+
+def test_who_was_only_seen_to_open_it_was_a_user_too(kernel: FakeKernel) -> None:
+    converge(kernel)
+    turn = converge(kernel, opened=frozenset({nodes.GPU}))
+    assert [outcome.step for outcome in turn.report.outcomes][:1] == [
+        "note that unit 0000:01:00.0 is in use"
+    ]
+    converge(kernel)
+    assert (RESET, "1") in kernel.writes
+
+
+def test_a_use_that_ended_while_no_agent_ran_is_cleaned_after(kernel: FakeKernel) -> None:
+    with used(kernel):
+        pass
+    assert entry(kernel).is_used
+    converge(kernel)
+    assert not entry(kernel).is_used
+
+
+def turn_to_ones(kernel: FakeKernel) -> None:
+    """Let the device answer nothing but ones after its reset."""
+
+    def break_it(path: str, _value: str) -> None:
+        if path == RESET:
+            kernel.tree.show_config(nodes.GPU, b"\xff" * 64)
+
+    kernel.after_write = break_it
+
+
+def refuse_the_reset(kernel: FakeKernel) -> None:
+    kernel.fail_write(lambda path, _value: path == RESET, errno.ENOTTY)
+
+
+def slow_the_link(kernel: FakeKernel) -> None:
+    def slow(path: str, _value: str) -> None:
+        if path == RESET:
+            kernel.tree.show(nodes.GPU, "current_link_width", "4")
+
+    kernel.after_write = slow
+
+
+FAULTS: Final[list[tuple[Callable[[FakeKernel], None], str]]] = [
+    (turn_to_ones, "after its reset its vendor and device id reads ffffffff"),
+    (refuse_the_reset, "Inappropriate ioctl"),
+    (slow_the_link, "after its reset its link is 32.0 GT/s PCIe x4, and before"),
+]
+
+
+@pytest.mark.parametrize(("fault", "evidence"), FAULTS, ids=["ones", "refused", "link"])
+def test_what_is_not_as_before_is_quarantined_with_the_evidence(
+    kernel: FakeKernel, fault: Callable[[FakeKernel], None], evidence: str
+) -> None:
+    with used(kernel):
+        pass
+    fault(kernel)
+    turn = converge(kernel)
+    found = status(kernel, turn)
+    assert found.state is UnitState.QUARANTINED
+    assert evidence in found.reason
+    assert found.cleaned is not None
+    assert evidence in found.cleaned.result
+    assert found.nodes == ()
+    assert not is_offered(kernel)
+    writes = len(kernel.writes)
+    assert status(kernel, converge(kernel)).state is UnitState.QUARANTINED
+    assert len(kernel.writes) == writes
+
+
+def test_without_a_way_to_reset_it_nobody_gets_it_after_its_first_tenant(tmp_path: Path) -> None:
+    kernel = nodes.bare(tmp_path)
+    kernel.add_device(
+        nodes.GPU,
+        vendor=0x10DE,
+        device=0x2330,
+        class_code=0x030200,
+        driver="nvidia",
+        reset_methods=(),
+    )
+    with used(kernel):
+        pass
+    turn = converge(kernel)
+    found = status(kernel, turn)
+    assert found.state is UnitState.QUARANTINED
+    assert "the kernel has no way to reset 0000:01:00.0" in found.reason
+    assert not is_offered(kernel)
+    assert [path for path, _ in kernel.writes if path.endswith("/reset")] == []
+
+
+def test_a_companion_without_a_reset_is_no_reason_to_quarantine(tmp_path: Path) -> None:
+    kernel = nodes.gpu_with_audio(tmp_path, reset_methods=("flr",))
+    with used(kernel):
+        pass
+    found = status(kernel, converge(kernel))
+    assert found.state is UnitState.AVAILABLE
+    assert found.cleaned is not None
+    assert "0000:01:00.1 none" in found.cleaned.method
+
+
+def test_who_has_it_again_before_the_reset_keeps_it(kernel: FakeKernel) -> None:
+    with used(kernel):
+        pass
+    journal = journal_of(kernel.host)
+    _, plan = node.make_plan(kernel.host, SETTINGS, EVERY_GPU, journal.ledger)
+    with kernel.vm_holds(nodes.GPU):
+        report = executor.execute(kernel.host, plan, journal)
+    assert [outcome.result for outcome in report.outcomes] == [
+        Result.DONE,
+        Result.HELD,
+        Result.SKIPPED,
+    ]
+    assert (RESET, "1") not in kernel.writes
+    assert entry(kernel).quarantine is None
+    assert entry(kernel).is_used
+
+
+def test_a_cleared_unit_is_offered_again(kernel: FakeKernel) -> None:
+    with used(kernel):
+        pass
+    refuse_the_reset(kernel)
+    converge(kernel)
+    node.clear(journal_of(kernel.host), nodes.GPU)
+    assert status(kernel, converge(kernel)).state is UnitState.AVAILABLE
+    found = entry(kernel).cleaned
+    assert found is not None
+    assert found.method == "none"
+    assert found.result.startswith("cleared by an admin; it was in quarantine: cannot write")
+
+
+def test_a_unit_in_quarantine_can_be_given_back(kernel: FakeKernel) -> None:
+    with used(kernel):
+        pass
+    refuse_the_reset(kernel)
+    converge(kernel)
+    journal = Journal(kernel.host.path(SETTINGS.ledger))
+    plan = node.make_release(kernel.host, SETTINGS, journal.ledger, None)
+    assert not executor.execute(kernel.host, plan, journal).failures
+    assert journal.ledger.entries == ()
+
+
+def test_an_adopted_unit_is_cleaned_before_it_is_offered(kernel: FakeKernel) -> None:
+    kernel.run(("modprobe", "--", "vfio-pci"), timeout_s=3)
+    kernel.write(f"bus/pci/devices/{nodes.GPU}/driver_override", "vfio-pci")
+    kernel.write("bus/pci/drivers/nvidia/unbind", nodes.GPU)
+    kernel.write("bus/pci/drivers/vfio-pci/bind", nodes.GPU)
+    selector = replace(EVERY_GPU.pools[0].selectors[0], address=PciAddress.parse(nodes.GPU))
+    adopting = replace(EVERY_GPU, pools=(replace(EVERY_GPU.pools[0], selectors=(selector,)),))
+    turn = node.converge(kernel.host, SETTINGS, adopting, journal_of(kernel.host))
+    assert [outcome.step.split(" (")[0] for outcome in turn.report.outcomes] == [
+        "verify unit 0000:01:00.0",
+        "clean unit 0000:01:00.0",
+        f"write {CDI}",
+    ]
