@@ -14,6 +14,7 @@ from typing import Final, Self
 import pyudev
 
 from kata_gpu.errors import HostError
+from kata_gpu.host.hint import Hint
 
 _BUFFER_BYTES: Final = 16 << 20
 _SUBSYSTEMS: Final = ("pci", "vfio", "vfio-dev")
@@ -46,8 +47,8 @@ class Uevents:
         """Return a descriptor that is readable when there is a hint."""
         return int(self._monitor.fileno())
 
-    def drain(self) -> tuple[str, ...]:
-        """Take all waiting hints, as text for a log; empty when there are none.
+    def drain(self) -> tuple[Hint, ...]:
+        """Take all waiting hints; empty when there are none.
 
         An overflow is the hint "events were lost".
         """
@@ -56,8 +57,8 @@ class Uevents:
             try:
                 device = self._monitor.poll(timeout=0)
             except OSError as error:
-                hints.append(f"events were lost: {error.strerror}")
+                hints.append(Hint(text=f"events were lost: {error.strerror}"))
                 continue
             if device is None:
                 return tuple(hints)
-            hints.append(f"{device.action} {device.device_path}")
+            hints.append(Hint(text=f"{device.action} {device.device_path}"))
