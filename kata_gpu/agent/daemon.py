@@ -92,6 +92,7 @@ async def _turn_until_stopped(
         if reasons.reload.is_set():
             reasons.reload.clear()
             daemon.reload()
+        log.debug("look again")
         await daemon.turn()
 
 

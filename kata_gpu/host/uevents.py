@@ -9,6 +9,8 @@ is a hint like any other.
 """
 
 import errno
+import os
+import socket
 from typing import Final, Self
 
 import pyudev
@@ -56,9 +58,21 @@ class Uevents:
         while True:
             try:
                 device = self._monitor.poll(timeout=0)
-            except OSError as error:
-                hints.append(Hint(text=f"events were lost: {error.strerror}"))
-                continue
+            except OSError:
+                code = self._take_error()
+                hints.append(Hint(text=f"events were lost: {os.strerror(code)}"))
+                if code:
+                    continue
+                return tuple(hints)
             if device is None:
                 return tuple(hints)
             hints.append(Hint(text=f"{device.action} {device.device_path}"))
+
+    def _take_error(self) -> int:
+        """Return the socket's waiting errno, and clear it; 0 when none waits.
+
+        pyudev asks poll(2) first and then reads nothing while an error waits, so that
+        one would wait for ever.
+        """
+        with socket.socket(fileno=os.dup(self._monitor.fileno())) as channel:
+            return channel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
