@@ -9,8 +9,10 @@ from typing import Final
 import pytest
 
 from kata_gpu.agent import daemon, node
+from kata_gpu.agent.hints import Sources
 from kata_gpu.agent.node import Turn
 from kata_gpu.errors import HeldError, InvalidBlueprint
+from kata_gpu.host.hint import Hint
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.plan import Finding, Severity
@@ -27,7 +29,7 @@ class NoHints:
     def fileno(self) -> int:
         raise AssertionError("somebody listens for hints")
 
-    def drain(self) -> tuple[str, ...]:
+    def drain(self) -> tuple[Hint, ...]:
         raise AssertionError("somebody listens for hints")
 
 
@@ -66,7 +68,11 @@ def start(kernel: FakeKernel, text: str = TEXT) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     load = partial(blueprint.load, path)
-    asyncio.run(daemon.run(kernel.host, SETTINGS, load, NoHints()))
+    asyncio.run(
+        daemon.run(
+            kernel.host, SETTINGS, load, Sources(uevents=NoHints(), watches=None, configuration=())
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +196,12 @@ def test_a_socket_that_is_served_already(tmp_path: Path) -> None:
     async def main() -> None:
         async with server.serve(path, {}):
             with pytest.raises(HeldError, match="another daemon answers there; stop it, or set"):
-                await daemon.run(kernel.host, elsewhere, load, NoHints())
+                await daemon.run(
+                    kernel.host,
+                    elsewhere,
+                    load,
+                    Sources(uevents=NoHints(), watches=None, configuration=()),
+                )
             assert path.is_socket()
 
     asyncio.run(main())

@@ -1,17 +1,16 @@
 """The daemon holds the node to the blueprint, and its end changes nothing."""
 
-import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -20,74 +19,16 @@ from kata_gpu.agent import daemon
 from kata_gpu.errors import HeldError, HostError, InvalidBlueprint, LedgerError
 from kata_gpu.model.ledger import Stage
 from kata_gpu.model.pci import Binding, PciAddress
-from kata_gpu.observe import client
 from kata_gpu.settings import blueprint
-from kata_gpu.settings.agent import Settings
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 from tests.passthrough import CDI, SETTINGS, TEXT, journal_of
+from tests.running import PATIENCE_S, QUICK, Agent, Events, run, sources, state_of, write_blueprint
 
 GPU: Final = PciAddress.parse(nodes.GPU)
 VFIO: Final = Binding(driver="vfio-pci", override="vfio-pci")
 NVIDIA: Final = Binding(driver="nvidia", override=None)
 OVERRIDE: Final = f"bus/pci/devices/{GPU}/driver_override"
-QUICK: Final = replace(SETTINGS, settle_s=0.0, rescan_interval_s=30.0)
-PATIENCE_S: Final = 10.0
-
-
-class Events:
-    """Hints that a test gives."""
-
-    def __init__(self) -> None:
-        self._reading, self._writing = os.pipe()
-
-    def fileno(self) -> int:
-        return self._reading
-
-    def drain(self) -> tuple[str, ...]:
-        return (os.read(self._reading, 100).decode(),)
-
-    def tell(self) -> None:
-        os.write(self._writing, b"change")
-
-    def close(self) -> None:
-        os.close(self._reading)
-        os.close(self._writing)
-
-
-@dataclass(frozen=True)
-class Agent:
-    """A running daemon, as the world around it sees it."""
-
-    kernel: FakeKernel
-    events: Events
-    task: asyncio.Task[None]
-
-    async def status(self) -> dict[str, Any]:
-        socket_path = self.kernel.host.path(QUICK.socket)
-        answer: dict[str, Any] = await asyncio.to_thread(client.get, socket_path, daemon.STATUS)
-        return answer
-
-    async def until(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait for a status that *holds*, and return it."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not self.task.done():
-                try:
-                    status = await self.status()
-                except HostError:
-                    status = {"ready": False}
-                if status["ready"] and holds(status):
-                    return status
-                await asyncio.sleep(0.01)
-        self.task.result()
-        raise AssertionError("the daemon ended by itself")
-
-    async def turn(self, number: int) -> dict[str, Any]:
-        """Wait for the end of a turn."""
-        return await self.until(lambda status: status["pass_number"] >= number)
-
-
-Script = Callable[[Agent], Awaitable[None]]
 
 
 @pytest.fixture
@@ -104,33 +45,6 @@ def events() -> Iterator[Events]:
     events = Events()
     yield events
     events.close()
-
-
-def run(
-    kernel: FakeKernel, events: Events, script: Script | None, settings: Settings = QUICK
-) -> None:
-    """Let the daemon run, follow the script, and end it with SIGTERM; without a script, wait."""
-    load = partial(blueprint.load, kernel.host.path(SETTINGS.blueprint))
-
-    async def main() -> None:
-        task = asyncio.create_task(daemon.run(kernel.host, settings, load, events))
-        agent = Agent(kernel, events, task)
-        if script is not None:
-            await agent.turn(1)
-            await script(agent)
-            assert not task.done()
-            os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(task, PATIENCE_S)
-
-    asyncio.run(main())
-
-
-def state_of(status: dict[str, Any], unit: str = nodes.GPU) -> str:
-    return next((str(u["state"]) for u in status["units"] if u["id"] == unit), "gone")
-
-
-def write_blueprint(kernel: FakeKernel, text: str) -> None:
-    kernel.host.path(SETTINGS.blueprint).write_text(text)
 
 
 def test_the_first_turn_binds_and_publishes(kernel: FakeKernel, events: Events) -> None:
@@ -356,7 +270,7 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on(
 
     async def script(agent: Agent) -> None:
         with pytest.raises(HeldError, match=rf"process {os.getpid()} holds"):
-            await daemon.run(kernel.host, QUICK, load, events)
+            await daemon.run(kernel.host, QUICK, load, sources(kernel, events, None))
         assert state_of(await agent.status()) == "available"
 
     run(kernel, events, script)

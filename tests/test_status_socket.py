@@ -8,71 +8,26 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import pytest
 
 from kata_gpu.errors import HeldError, HostError
 from kata_gpu.observe import client, server
+from tests.serving import STATE, answer, connected, rest, served
 
-STATE: Final = {"ready": True, "units": [{"id": "0000:01:00.0", "reason": "Grüße"}]}
-ROUTES: Final[server.Routes] = {"/v1/status": lambda: STATE, "/big": lambda: "x" * 4_000_000}
 CURL: Final = (
     b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n\r\n"
 )
-
-T = TypeVar("T")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "run/status.sock"
-
-
-def served(path: Path, use: Callable[[], T], *, mode: int = 0o660, deadline_s: float = 5.0) -> T:
-    """Let *use* run in a thread while the socket is served; nothing may go wrong unseen."""
-    troubles: list[dict[str, Any]] = []
-
-    async def main() -> T:
-        asyncio.get_running_loop().set_exception_handler(lambda _, what: troubles.append(what))
-        async with server.serve(path, ROUTES, mode=mode, deadline_s=deadline_s):
-            return await asyncio.to_thread(use)
-
-    result = asyncio.run(main())
-    assert troubles == []
-    return result
-
-
-@contextmanager
-def connected(path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-        channel.settimeout(5)
-        channel.connect(str(path))
-        yield channel
-
-
-def rest(channel: socket.socket) -> bytes:
-    """Return all that comes until the other side ends the connection."""
-    parts = []
-    while part := channel.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def answer(path: Path, request: bytes) -> tuple[int, Any]:
-    """Send a request as it is, and return the answer's status and document."""
-
-    def ask() -> bytes:
-        with connected(path) as channel:
-            channel.sendall(request)
-            return rest(channel)
-
-    head, _, body = served(path, ask).partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body) if body else None
 
 
 @contextmanager
@@ -142,7 +97,10 @@ def test_each_answer_is_the_state_at_its_time(path: Path) -> None:
 
 def test_what_is_not_there_is_404_and_says_what_is(path: Path) -> None:
     status, body = answer(path, b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
-    assert (status, body["error"]) == (404, "cannot find /v2; there is /v1/status, /big")
+    assert (status, body["error"]) == (
+        404,
+        "cannot find /v2; there is /v1/status, /big, /v1/clear, /v1/long",
+    )
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])

@@ -7,15 +7,14 @@ node: devices stay bound, files stay written, VMs run on.
 
 import asyncio
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
 
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
+from kata_gpu.agent.hints import Reasons, Sources, Watching, listening, paths_to_watch
 from kata_gpu.agent.node import Turn
 from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import Host, files, locks, systemd
@@ -33,18 +32,12 @@ LoadBlueprint = Callable[[], Blueprint]
 STATUS: Final = "/v1/status"
 
 
-class Hints(Protocol):
-    """Where hints of a change come from."""
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when there is a hint."""
-
-    def drain(self) -> tuple[str, ...]:
-        """Take all waiting hints, as text for a log."""
-
-
-async def run(host: Host, settings: Settings, load_blueprint: LoadBlueprint, hints: Hints) -> None:
+async def run(
+    host: Host, settings: Settings, load_blueprint: LoadBlueprint, sources: Sources
+) -> None:
     """Hold the node to the blueprint until SIGTERM or SIGINT; SIGHUP reads it again.
+
+    So does a change to its file.
 
     Raises:
         HeldError: another agent holds this node, or serves the status socket.
@@ -53,14 +46,16 @@ async def run(host: Host, settings: Settings, load_blueprint: LoadBlueprint, hin
     """
     with locks.exclusive(host.path(settings.lock)):
         _sweep(host, settings)
+        watching = Watching(sources)
+        watching.follow(())  # first: no change between reading the blueprint and watching it
         daemon = _Daemon(host, settings, load_blueprint)
         async with server.serve(
             host.path(settings.socket), {STATUS: daemon.status}, mode=settings.socket_mode
         ):
-            with _listening(hints) as reasons:
+            with listening(sources) as reasons:
                 await daemon.turn()
                 _notify(f"READY=1\nSTATUS={daemon.summary()}")
-                await _turn_until_stopped(daemon, reasons, settings)
+                await _turn_until_stopped(daemon, reasons, settings, watching)
             _notify("STOPPING=1")
     log.info("stopped; every device stays bound as it is")
 
@@ -80,18 +75,16 @@ def _sweep(host: Host, settings: Settings) -> None:
             log.warning("removed %s, which a killed agent left", left)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reasons:
-    """Why to take a turn now, and how: events that signals and hints set."""
+async def _turn_until_stopped(
+    daemon: "_Daemon", reasons: Reasons, settings: Settings, watching: Watching
+) -> None:
+    """Take a turn whenever there is a reason to, until a signal says stop.
 
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    reload: asyncio.Event = field(default_factory=asyncio.Event)
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-async def _turn_until_stopped(daemon: "_Daemon", reasons: _Reasons, settings: Settings) -> None:
-    """Take a turn whenever there is a reason to, until a signal says stop."""
+    However fast the hints come, there is at most one turn in *settle_s*.
+    """
     while not reasons.stop.is_set():
+        if watching.follow(daemon.watchable()):
+            reasons.wake.set()
         await _wait(reasons.wake, settings.rescan_interval_s)
         await _wait(reasons.stop, settings.settle_s)  # let what belongs together arrive
         reasons.wake.clear()
@@ -100,32 +93,8 @@ async def _turn_until_stopped(daemon: "_Daemon", reasons: _Reasons, settings: Se
         if reasons.reload.is_set():
             reasons.reload.clear()
             daemon.reload()
+        log.debug("look again")
         await daemon.turn()
-
-
-@contextmanager
-def _listening(hints: Hints) -> Iterator[_Reasons]:
-    """Turn hints and signals into reasons; a turn that runs meanwhile is not disturbed."""
-    reasons = _Reasons()
-    loop = asyncio.get_running_loop()
-
-    def hint() -> None:
-        for event in hints.drain():
-            log.debug("uevent: %s", event)
-        reasons.wake.set()
-
-    def signalled(meaning: asyncio.Event) -> None:
-        meaning.set()
-        reasons.wake.set()
-
-    loop.add_reader(hints.fileno(), hint)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled, reasons.stop)
-    loop.add_signal_handler(signal.SIGHUP, signalled, reasons.reload)
-    try:
-        yield reasons
-    finally:
-        loop.remove_reader(hints.fileno())
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
@@ -210,6 +179,10 @@ class _Daemon:
         if self._trouble:
             answer["turn_error"] = self._trouble
         return answer if self._state is None else {**answer, **document(self._state)}
+
+    def watchable(self) -> tuple[Path, ...]:
+        """Return what the latest state depends on and no uevent tells of."""
+        return paths_to_watch(self._host, self._settings, self._state) if self._state else ()
 
     def summary(self) -> str:
         """Return one line for the service manager."""

@@ -12,7 +12,7 @@ from kata_gpu.settings.agent import Settings
 
 def settings(options: argparse.Namespace) -> Settings:
     """Return the settings file's content; defaults without one, unless --settings names it."""
-    path: Path = options.settings or host(options).path(agent.DEFAULT_PATH)
+    path = settings_path(options)
     try:
         if options.settings is None and not path.exists():
             return Settings()
@@ -27,5 +27,16 @@ def blueprint(options: argparse.Namespace, found: Settings) -> Blueprint:
     """Return the blueprint in force."""
     from kata_gpu.settings import blueprint as file  # noqa: PLC0415 - pydantic is for who parses
 
-    path: Path | None = options.blueprint
-    return file.load(path or host(options).path(found.blueprint))
+    return file.load(blueprint_path(options, found))
+
+
+def settings_path(options: argparse.Namespace) -> Path:
+    """Return where the settings file is, if there is one."""
+    named: Path | None = options.settings
+    return named or host(options).path(agent.DEFAULT_PATH)
+
+
+def blueprint_path(options: argparse.Namespace, found: Settings) -> Path:
+    """Return where the blueprint is."""
+    named: Path | None = options.blueprint
+    return named or host(options).path(found.blueprint)

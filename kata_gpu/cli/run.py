@@ -3,12 +3,19 @@
 import argparse
 import asyncio
 import gc
+import logging
+from contextlib import ExitStack
 from functools import partial
 
 from kata_gpu.agent import daemon
+from kata_gpu.agent.hints import Sources
 from kata_gpu.cli import configuration, context
 from kata_gpu.cli.exit_code import ExitCode
+from kata_gpu.errors import HostError
 from kata_gpu.host.uevents import Uevents
+from kata_gpu.host.watches import Watches
+
+log = logging.getLogger(__name__)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -17,5 +24,20 @@ def run(options: argparse.Namespace) -> int:
     settings = configuration.settings(options)
     host = context.working_host(options, settings.operation_timeout_s)
     load = partial(configuration.blueprint, options, settings)
-    asyncio.run(daemon.run(host, settings, load, Uevents.subscribe()))
+    files = (
+        configuration.blueprint_path(options, settings).absolute(),
+        configuration.settings_path(options).absolute(),
+    )
+    with ExitStack() as stack:
+        sources = Sources(uevents=Uevents.subscribe(), watches=_watches(stack), configuration=files)
+        asyncio.run(daemon.run(host, settings, load, sources))
     return ExitCode.OK
+
+
+def _watches(stack: ExitStack) -> Watches | None:
+    """Return watches that end with the *stack*; a node without any is looked at by the rescan."""
+    try:
+        return stack.enter_context(Watches.open())
+    except HostError as error:
+        log.warning("%s; until then the rescan finds what changes in files", error)
+        return None

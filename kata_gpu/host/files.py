@@ -15,7 +15,7 @@ from kata_gpu.errors import HostError
 _READ_MAX_BYTES: Final = 4 << 20
 _CHUNK_BYTES: Final = 65536  # /proc/sys refuses buffers of megabytes
 _LINKS_MAX: Final = 40  # as many as the kernel follows
-_TEMPORARY: Final = ".kata-gpu-"  # ends in a random word: no reader of *.json or *.toml takes it
+TEMPORARY: Final = ".kata-gpu-"  # ends in a random word: no reader of *.json or *.toml takes it
 
 
 def read(path: Path, *, max_bytes: int = _READ_MAX_BYTES) -> str | None:
@@ -50,7 +50,7 @@ def replace(path: Path, content: str, *, staging: Path, mode: int = 0o644) -> No
         HostError: any of it failed; *path* has its old content. If only the last fsync
             failed it may have the new one: read it back.
     """
-    temporary = staging / f"{_TEMPORARY}{os.urandom(8).hex()}"
+    temporary = staging / f"{TEMPORARY}{os.urandom(8).hex()}"
     try:
         data = content.encode("utf-8")
         staging.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def remove(path: Path) -> None:
 def sweep(directory: Path) -> list[Path]:
     """Remove temporaries that a killed agent left in *directory*; return what was removed."""
     try:
-        left = [path for path in directory.iterdir() if path.name.startswith(_TEMPORARY)]
+        left = [path for path in directory.iterdir() if path.name.startswith(TEMPORARY)]
     except OSError:
         return []
     for path in left:

@@ -9,11 +9,14 @@ is a hint like any other.
 """
 
 import errno
+import os
+import socket
 from typing import Final, Self
 
 import pyudev
 
 from kata_gpu.errors import HostError
+from kata_gpu.host.hint import Hint
 
 _BUFFER_BYTES: Final = 16 << 20
 _SUBSYSTEMS: Final = ("pci", "vfio", "vfio-dev")
@@ -46,8 +49,8 @@ class Uevents:
         """Return a descriptor that is readable when there is a hint."""
         return int(self._monitor.fileno())
 
-    def drain(self) -> tuple[str, ...]:
-        """Take all waiting hints, as text for a log; empty when there are none.
+    def drain(self) -> tuple[Hint, ...]:
+        """Take all waiting hints; empty when there are none.
 
         An overflow is the hint "events were lost".
         """
@@ -55,9 +58,21 @@ class Uevents:
         while True:
             try:
                 device = self._monitor.poll(timeout=0)
-            except OSError as error:
-                hints.append(f"events were lost: {error.strerror}")
-                continue
+            except OSError:
+                code = self._take_error()
+                hints.append(Hint(text=f"events were lost: {os.strerror(code)}"))
+                if code:
+                    continue
+                return tuple(hints)
             if device is None:
                 return tuple(hints)
-            hints.append(f"{device.action} {device.device_path}")
+            hints.append(Hint(text=f"{device.action} {device.device_path}"))
+
+    def _take_error(self) -> int:
+        """Return the socket's waiting errno, and clear it; 0 when none waits.
+
+        pyudev asks poll(2) first and then reads nothing while an error waits, so that
+        one would wait for ever.
+        """
+        with socket.socket(fileno=os.dup(self._monitor.fileno())) as channel:
+            return channel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

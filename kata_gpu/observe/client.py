@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,11 +34,38 @@ def get(path: Path, target: str, *, timeout_s: float = _TIMEOUT_S) -> Any:
     Raises:
         HostError: nobody serves it, it does not answer in time, or answers otherwise.
     """
+    status, answer = _ask(path, "GET", target, None, timeout_s)
+    if status != _OK:
+        raise HostError(f"cannot ask the agent at {path}: {status} {answer}")
+    return answer
+
+
+def post(path: Path, target: str, body: Mapping[str, Any], *, timeout_s: float = _TIMEOUT_S) -> Any:
+    """Ask the daemon to do what *target* is for, and return what it says of it.
+
+    Raises:
+        HostError: as `get`, or it refused, in the words it gave. When it does not answer in
+            time it may still do what it was asked for.
+    """
+    status, answer = _ask(path, "POST", target, json.dumps(body), timeout_s)
+    match answer:
+        case _ if status == _OK:
+            return answer
+        case {"error": str(reason)}:
+            raise HostError(reason)
+        case _:
+            raise HostError(f"cannot ask the agent at {path}: {status} {answer}")
+
+
+def _ask(
+    path: Path, method: str, target: str, body: str | None, timeout_s: float
+) -> tuple[int, Any]:
+    """Return the status and the document of an answer."""
     connection = _UnixConnection(path, timeout_s)
     try:
-        connection.request("GET", target)
+        connection.request(method, target, body)
         response = connection.getresponse()
-        body = response.read()
+        text = response.read()
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise HostError(
             f"cannot ask the agent: nobody serves {path}; is it running (systemctl status "
@@ -50,9 +78,7 @@ def get(path: Path, target: str, *, timeout_s: float = _TIMEOUT_S) -> Any:
     finally:
         connection.close()
     try:
-        answer = json.loads(body)
+        answer = json.loads(text)
     except ValueError as error:
         raise HostError(f"cannot ask the agent at {path}: its answer is no JSON") from error
-    if response.status != _OK:
-        raise HostError(f"cannot ask the agent at {path}: {response.status} {answer}")
-    return answer
+    return response.status, answer

@@ -1,8 +1,9 @@
-"""The status socket: HTTP/1.1 over a Unix socket, reading only.
+"""The status socket: HTTP/1.1 over a Unix socket.
 
 A client is not trusted: a request has a size, a connection has a deadline, and there are
-only so many of them at once. The answer is the latest state; nothing is computed for it
-but its text.
+only so many of them at once. GET answers with the latest state; nothing is computed for it
+but its text. POST asks for something, and only root may, or the user the agent runs as: the
+kernel says who the peer is.
 """
 
 import asyncio
@@ -12,18 +13,22 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import h11
 
-from kata_gpu.errors import HeldError, HostError
+from kata_gpu.errors import HeldError, HostError, KataGpuError
 
 log = logging.getLogger(__name__)
 
 _REQUEST_MAX_BYTES: Final = 16384
+_BODY_MAX_BYTES: Final = 65536
 _CONNECTION_DEADLINE_S: Final = 10.0
 _CONNECTIONS_MAX: Final = 32
 _CHUNK_BYTES: Final = 65536
@@ -31,14 +36,53 @@ _CHUNK_BYTES: Final = 65536
 Routes = dict[str, Callable[[], Any]]
 """Path → the JSON-able document it answers with."""
 
+Command = Callable[[dict[str, Any]], Awaitable[Any]]
+"""Takes a request's JSON object; returns a JSON-able document, or raises KataGpuError."""
+
+Commands = Mapping[str, Command]
+"""Path → what a POST to it does."""
+
+_PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answers:
+    """All that is served."""
+
+    routes: Routes
+    commands: Commands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A request that was read to its end."""
+
+    method: str
+    target: str
+    body: bytes
+    """At most one byte more than is allowed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    status: int
+    document: Any
+    headers: tuple[tuple[str, str], ...] = field(default=())
+
 
 @asynccontextmanager
 async def serve(
-    path: Path, routes: Routes, *, mode: int = 0o660, deadline_s: float = _CONNECTION_DEADLINE_S
+    path: Path,
+    routes: Routes,
+    *,
+    commands: Commands = MappingProxyType({}),
+    mode: int = 0o660,
+    deadline_s: float = _CONNECTION_DEADLINE_S,
 ) -> AsyncIterator[None]:
-    """Answer GET requests on the socket at *path* until the block ends, then remove it.
+    """Answer requests on the socket at *path* until the block ends, then remove it.
 
-    A connection ends within *deadline_s* of its turn, whatever its client does.
+    GET is for whoever may open the socket, POST for root alone. A connection ends within
+    *deadline_s* of its turn, whatever its client does; a command takes the time it takes.
 
     Raises:
         HeldError: a live daemon serves this path.
@@ -46,10 +90,11 @@ async def serve(
     """
     listener = _listen(path, mode)
     slots = asyncio.Semaphore(_CONNECTIONS_MAX)
+    answers = _Answers(routes=routes, commands=commands)
     talks: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talk = asyncio.create_task(_talk(reader, writer, routes, slots, deadline_s))
+        talk = asyncio.create_task(_talk(reader, writer, answers, slots, deadline_s))
         talks.add(talk)
         talk.add_done_callback(talks.discard)
 
@@ -68,15 +113,15 @@ async def serve(
 async def _talk(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    routes: Routes,
+    answers: _Answers,
     slots: asyncio.Semaphore,
     deadline_s: float,
 ) -> None:
     try:
         async with slots:
             with contextlib.suppress(OSError, TimeoutError):  # the client's trouble, not ours
-                async with asyncio.timeout(deadline_s):
-                    await _converse(reader, writer, routes)
+                async with asyncio.timeout(deadline_s) as deadline:
+                    await _converse(reader, writer, answers, deadline)
                     writer.close()
                     await writer.wait_closed()
     finally:
@@ -123,34 +168,50 @@ def _make_way(path: Path) -> None:
 
 
 async def _converse(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, routes: Routes
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    answers: _Answers,
+    deadline: asyncio.Timeout,
 ) -> None:
     """Answer one request; the connection closes after it."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_REQUEST_MAX_BYTES)
     is_head = False
     try:
-        request = await _next_event(reader, connection)
-        while not isinstance(event := await _next_event(reader, connection), h11.EndOfMessage):
-            if isinstance(event, h11.ConnectionClosed):
-                return
+        asked = await _read(reader, connection)
     except h11.RemoteProtocolError as error:
-        status, body = error.error_status_hint, {"error": f"cannot read the request: {error}"}
+        answer = _refusal(error.error_status_hint, f"cannot read the request: {error}")
     else:
-        if not isinstance(request, h11.Request):
+        if asked is None:
             return
-        status, body = _answer(request, routes)
-        is_head = request.method == b"HEAD"
-    data = json.dumps(body, indent=2).encode() + b"\n"
+        is_head = asked.method == "HEAD"
+        answer = await _answer(asked, answers, _peer_uid(writer), deadline)
+    data = json.dumps(answer.document, indent=2).encode() + b"\n"
     headers = [
         ("content-type", "application/json"),
         ("content-length", str(len(data))),
         ("connection", "close"),
+        *answer.headers,
     ]
-    response = h11.Response(status_code=status, headers=headers)
+    response = h11.Response(status_code=answer.status, headers=headers)
     content = () if is_head else (h11.Data(data=data),)
     for part in (response, *content, h11.EndOfMessage()):
         writer.write(connection.send(part) or b"")
     await writer.drain()
+
+
+async def _read(reader: asyncio.StreamReader, connection: h11.Connection) -> _Asked | None:
+    """Read one request to its end; None when the client left before."""
+    request = await _next_event(reader, connection)
+    body = b""
+    while not isinstance(event := await _next_event(reader, connection), h11.EndOfMessage):
+        if not isinstance(event, h11.Data):
+            return None
+        body = (body + event.data)[: _BODY_MAX_BYTES + 1]
+    return _Asked(
+        method=request.method.decode("ascii"),
+        target=request.target.decode("ascii", "replace").partition("?")[0],
+        body=body,
+    )
 
 
 async def _next_event(reader: asyncio.StreamReader, connection: h11.Connection) -> Any:
@@ -159,10 +220,54 @@ async def _next_event(reader: asyncio.StreamReader, connection: h11.Connection) 
     return event
 
 
-def _answer(request: h11.Request, routes: Routes) -> tuple[int, Any]:
-    target = request.target.decode("ascii", "replace").partition("?")[0]
-    if target not in routes:
-        return 404, {"error": f"cannot find {target[:200]}; there is {', '.join(routes)}"}
-    if request.method != b"GET":
-        return 405, {"error": "cannot change anything here: only GET is served"}
-    return 200, routes[target]()
+def _peer_uid(writer: asyncio.StreamWriter) -> int:
+    peer = writer.get_extra_info("socket")
+    _, uid, _ = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return int(uid)
+
+
+def _refusal(status: int, reason: str, *headers: tuple[str, str]) -> _Answer:
+    return _Answer(status=status, document={"error": reason}, headers=headers)
+
+
+async def _answer(
+    asked: _Asked, answers: _Answers, peer_uid: int, deadline: asyncio.Timeout
+) -> _Answer:
+    command = answers.commands.get(asked.target)
+    if command is not None:
+        if asked.method != "POST":
+            reason = f"cannot {asked.method} {asked.target}: only POST is served"
+            return _refusal(405, reason, ("allow", "POST"))
+        if peer_uid not in {0, os.geteuid()}:
+            return _refusal(403, f"cannot do that for uid {peer_uid}: only root may; try sudo")
+        return await _obey(command, asked.body, deadline)
+    if asked.target not in answers.routes:
+        known = ", ".join((*answers.routes, *answers.commands))
+        return _refusal(404, f"cannot find {asked.target[:200]}; there is {known}")
+    if asked.method != "GET":
+        reason = "cannot change anything here: only GET is served"
+        return _refusal(405, reason, ("allow", "GET"))
+    return _Answer(status=200, document=answers.routes[asked.target]())
+
+
+async def _obey(command: Command, body: bytes, deadline: asyncio.Timeout) -> _Answer:
+    """Let the command do what it is asked for; meanwhile the client owes nothing."""
+    if len(body) > _BODY_MAX_BYTES:
+        return _refusal(413, f"cannot take a body of more than {_BODY_MAX_BYTES} bytes")
+    try:
+        wish = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        return _refusal(400, f"cannot read the body as JSON: {error}")
+    if not isinstance(wish, dict):
+        return _refusal(400, "cannot take a body that is no JSON object")
+    ends_at = deadline.when()
+    started_at = asyncio.get_running_loop().time()
+    deadline.reschedule(None)
+    try:
+        document = await command(wish)
+    except KataGpuError as error:
+        return _refusal(409, str(error))
+    finally:
+        took_s = asyncio.get_running_loop().time() - started_at
+        deadline.reschedule(None if ends_at is None else ends_at + took_s)
+    return _Answer(status=200, document=document)

@@ -1,0 +1,137 @@
+"""Why to take a turn: signals, and hints from whatever the daemon listens to.
+
+What no uevent tells of is watched: files that we wrote or depend on, the overrides of
+functions meant for VFIO, and the device nodes that a VM opens. What is not heard, because it
+cannot be watched or was lost, is found by the rescan.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from kata_gpu.errors import HostError
+from kata_gpu.host import Host
+from kata_gpu.host.hint import Hint
+from kata_gpu.model.report import NodeState, UnitStatus
+from kata_gpu.settings.agent import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Hints(Protocol):
+    """Where hints of a change come from."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when there is a hint."""
+
+    def drain(self) -> tuple[Hint, ...]:
+        """Take all waiting hints; empty when there are none."""
+
+
+class Watches(Hints, Protocol):
+    """Hints about paths that are chosen after each turn; `kata_gpu.host.watches`."""
+
+    def watch(self, paths: Iterable[Path]) -> bool:
+        """Watch exactly these; tell whether one is new. HostError when some cannot be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """All that the daemon listens to."""
+
+    uevents: Hints
+    watches: Watches | None
+    """None where the kernel gives no inotify instance."""
+
+    configuration: tuple[Path, ...]
+    """Files whose change has the blueprint read again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reasons:
+    """Why to take a turn now, and how: events that signals and hints set."""
+
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    reload: asyncio.Event = field(default_factory=asyncio.Event)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@contextmanager
+def listening(sources: Sources) -> Iterator[Reasons]:
+    """Turn hints and signals into reasons; a turn that runs meanwhile is not disturbed."""
+    reasons = Reasons()
+    loop = asyncio.get_running_loop()
+    configuration = {str(path) for path in sources.configuration}
+
+    def hinted(source: Hints) -> None:
+        for hint in source.drain():
+            log.debug("heard: %s", hint.text)
+            if hint.changed in configuration:
+                reasons.reload.set()
+            reasons.wake.set()
+
+    def signalled(meaning: asyncio.Event) -> None:
+        meaning.set()
+        reasons.wake.set()
+
+    heard = [source for source in (sources.uevents, sources.watches) if source is not None]
+    for source in heard:
+        loop.add_reader(source.fileno(), hinted, source)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled, reasons.stop)
+    loop.add_signal_handler(signal.SIGHUP, signalled, reasons.reload)
+    try:
+        yield reasons
+    finally:
+        for source in heard:
+            loop.remove_reader(source.fileno())
+
+
+class Watching:
+    """Keeps the watches on what matters now, and says once what cannot be watched."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._watches = sources.watches
+        self._configuration = sources.configuration
+        self._trouble: str | None = None
+
+    def follow(self, paths: Iterable[Path]) -> bool:
+        """Watch the configuration and *paths*; tell whether to look again, as one is new."""
+        if self._watches is None:
+            return False
+        trouble, is_new = None, False
+        try:
+            is_new = self._watches.watch((*self._configuration, *paths))
+        except HostError as error:
+            trouble = str(error)
+        if trouble is not None and trouble != self._trouble:
+            log.warning("%s; until then the rescan finds what changes there", trouble)
+        self._trouble = trouble
+        return is_new
+
+
+def paths_to_watch(host: Host, settings: Settings, state: NodeState) -> tuple[Path, ...]:
+    """Return all that *state* depends on and no uevent tells of."""
+    return (
+        host.path(settings.cdi_directory),
+        *(host.path(file).parent for file in state.files),
+        *(host.path(base.config) for base in state.kata),
+        *(path for unit in state.units for path in _of_unit(host, unit)),
+    )
+
+
+def _of_unit(host: Host, unit: UnitStatus) -> Iterator[Path]:
+    """Yield the overrides of a unit for VFIO, and the nodes by which somebody has it."""
+    if unit.resource is not None:
+        for function in unit.functions:
+            yield host.sysfs.root / f"bus/pci/devices/{function.address}/driver_override"
+        yield from (host.path(f"/dev/vfio/{group}") for group in unit.groups)
+    yield from (host.path(node) for node in unit.nodes)
+    for holder in unit.holders:
+        if holder.device.startswith("/dev/"):
+            yield host.path(holder.device)
