@@ -327,6 +327,15 @@ def test_a_gpu_that_a_display_server_has_is_not_touched(kernel: FakeKernel) -> N
     assert journal_of(kernel.host).ledger == Ledger()
 
 
+def test_a_gpu_that_a_cuda_program_has_is_not_touched(kernel: FakeKernel) -> None:
+    kernel.tree.text("proc/devices", "Character devices:\n  1 nvidia\n")  # as /dev/full's
+    kernel.tree.text(f"proc/driver/nvidia/gpus/{GPU}/information", "Device Minor: \t 7\n")
+    with kernel.process("python3", Path("/dev/full")) as pid:
+        (failure,) = bind(kernel).failures
+    assert f"python3 (pid {pid}, user 0) has /dev/nvidia7 open" in str(failure.detail)
+    assert kernel.writes == []
+
+
 def test_where_processes_cannot_be_listed_nothing_is_taken(kernel: FakeKernel) -> None:
     kernel.tree.show_device(nodes.GPU, "drm/card0", "dri/card0", "/dev/full")
     elsewhere = kernel.host.path("/proc").rename(kernel.host.root / "elsewhere")
