@@ -7,6 +7,7 @@ it are the only way back.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from kata_gpu.model.ledger import SCHEMA, Ledger, LedgerEntry, OriginalFunction,
 from kata_gpu.model.pci import Binding, PciAddress
 
 _MODE: Final = 0o600
+_DRIVER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # it is written to sysfs again
 _REMEDY: Final = (
     "nothing is changed until it can be read: restore it from a backup, or move it away "
     "after you have given the devices back by hand"
@@ -23,22 +25,29 @@ _REMEDY: Final = (
 
 
 class Journal:
-    """The ledger's file, and its content as last saved."""
+    """The ledger's file, and its content as last saved or read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ledger = _read(path)
+        self._is_on_disk = True
 
     def save(self, ledger: Ledger) -> None:
-        """Make *ledger* durable; HostError leaves the old one in place."""
-        if ledger == self.ledger:
+        """Make *ledger* durable; nothing is written when it is so already.
+
+        Raises:
+            HostError: it could not be. The old one stays in force here. On disk it does too,
+                but for a failure of the last fsync: the next save writes in any case.
+        """
+        if ledger == self.ledger and self._is_on_disk:
             return
         body = _body(ledger)
         _require_readable(body)
         document = {"schema": SCHEMA, "sha256": _checksum(body), "ledger": body}
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        self._is_on_disk = False
         files.replace(self.path, text, staging=self.path.parent, mode=_MODE)
-        self.ledger = ledger
+        self.ledger, self._is_on_disk = ledger, True
 
 
 def _read(path: Path) -> Ledger:
@@ -136,12 +145,17 @@ def _function(function: dict[str, Any]) -> OriginalFunction:
 def _driver(name: Any) -> str | None:
     if name is None:
         return None
-    if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
+    if not isinstance(name, str) or not _DRIVER.fullmatch(name):
         raise ValueError(f"not a driver's name: {name!r}")
     return name
 
 
 def _absolute(path: Any) -> str:
-    if not isinstance(path, str) or not path.startswith("/") or ".." in path.split("/"):
+    if (
+        not isinstance(path, str)
+        or not path.startswith("/")
+        or not path.isprintable()
+        or ".." in path.split("/")
+    ):
         raise ValueError(f"not an absolute path: {path!r}")
     return path
