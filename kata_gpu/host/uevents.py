@@ -47,17 +47,15 @@ class Uevents:
         return int(self._monitor.fileno())
 
     def drain(self) -> tuple[str, ...]:
-        """Take all waiting hints, as text for a log; empty when there are none.
+        """Take waiting hints, as printable text for a log; empty when there are none.
 
-        An overflow is the hint "events were lost".
+        An overflow is the hint "events were lost"; events after it stay for the next call,
+        so that an error that lasts cannot hold anybody here.
         """
         hints = []
-        while True:
-            try:
-                device = self._monitor.poll(timeout=0)
-            except OSError as error:
-                hints.append(f"events were lost: {error.strerror}")
-                continue
-            if device is None:
-                return tuple(hints)
-            hints.append(f"{device.action} {device.device_path}")
+        try:
+            while device := self._monitor.poll(timeout=0):
+                hints.append(ascii(f"{device.action} {device.device_path}")[1:-1])
+        except (OSError, UnicodeDecodeError) as error:
+            hints.append(f"events were lost: {error}")
+        return tuple(hints)

@@ -10,6 +10,8 @@ from kata_gpu.errors import HostError
 
 _TIMEOUT_S: Final = 10.0
 _OK: Final = 200
+_ANSWER_MAX_BYTES: Final = 64 << 20  # 4,096 functions make 4 MiB
+_QUOTED_MAX: Final = 500
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -37,7 +39,9 @@ def get(path: Path, target: str, *, timeout_s: float = _TIMEOUT_S) -> Any:
     try:
         connection.request("GET", target)
         response = connection.getresponse()
-        body = response.read()
+        body = response.read(_ANSWER_MAX_BYTES)
+        if response.length:
+            raise http.client.IncompleteRead(body, response.length)
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise HostError(
             f"cannot ask the agent: nobody serves {path}; is it running (systemctl status "
@@ -45,14 +49,21 @@ def get(path: Path, target: str, *, timeout_s: float = _TIMEOUT_S) -> Any:
         ) from error
     except PermissionError as error:
         raise HostError(f"cannot ask the agent: no permission to open {path}") from error
-    except (OSError, http.client.HTTPException) as error:
+    except OSError as error:
         raise HostError(f"cannot ask the agent at {path}: {error}") from error
+    except (http.client.HTTPException, ValueError) as error:  # ValueError: a chunk of size -1
+        raise HostError(f"cannot ask the agent at {path}: {_quoted(error)}") from error
     finally:
         connection.close()
     try:
         answer = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HostError(f"cannot ask the agent at {path}: its answer is no JSON") from error
     if response.status != _OK:
-        raise HostError(f"cannot ask the agent at {path}: {response.status} {answer}")
+        raise HostError(f"cannot ask the agent at {path}: {response.status} {_quoted(answer)}")
     return answer
+
+
+def _quoted(said: object) -> str:
+    """Return what a stranger said, for a line of text: printable and not too long."""
+    return repr(said)[:_QUOTED_MAX]

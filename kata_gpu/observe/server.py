@@ -130,6 +130,7 @@ async def _converse(
     is_head = False
     try:
         request = await _next_event(reader, connection)
+        is_head = isinstance(request, h11.Request) and request.method == b"HEAD"
         while not isinstance(event := await _next_event(reader, connection), h11.EndOfMessage):
             if isinstance(event, h11.ConnectionClosed):
                 return
@@ -139,7 +140,6 @@ async def _converse(
         if not isinstance(request, h11.Request):
             return
         status, body = _answer(request, routes)
-        is_head = request.method == b"HEAD"
     data = json.dumps(body, indent=2).encode() + b"\n"
     headers = [
         ("content-type", "application/json"),
