@@ -3,7 +3,7 @@
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -37,9 +37,10 @@ def main() -> None:
 
 
 def _engine(name: str, *options: str) -> int:
-    argv: Sequence[str] = (sys.executable, "-m", "tests.fuzz.engine", name, *_LIMITS, *options)
-    print("scripts/fuzz:", *argv, file=sys.stderr)
-    return subprocess.run(argv, check=False).returncode
+    with tempfile.TemporaryDirectory(prefix="kg.", dir="/dev/shm") as folder:
+        argv = (sys.executable, "-m", "tests.fuzz.engine", name, folder, *_LIMITS, *options)
+        print("scripts/fuzz:", *argv, file=sys.stderr)
+        return subprocess.run(argv, check=False).returncode
 
 
 main()

@@ -1,8 +1,6 @@
-"""One target under atheris: ``python -m tests.fuzz.engine TARGET LIBFUZZER-ARGS...``."""
+"""One target under atheris: ``python -m tests.fuzz.engine TARGET FOLDER LIBFUZZER-ARGS...``."""
 
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import atheris
@@ -12,15 +10,11 @@ with atheris.instrument_imports(include=["kata_gpu", "h11", "tomllib", "http.cli
 
 
 def main() -> None:
-    name, *options = sys.argv[1:]
+    name, folder, *options = sys.argv[1:]
     target = TARGETS[name]
-    folder = Path(tempfile.mkdtemp(prefix="kg.", dir="/dev/shm"))
-    try:
-        again = f"{sys.executable} -m tests.fuzz.engine {name}"  # a merge starts it with a shell
-        atheris.Setup([again, *options], lambda data: target(data, folder))
-        atheris.Fuzz()
-    finally:
-        shutil.rmtree(folder)
+    again = f"{sys.executable} -m tests.fuzz.engine {name} {folder}"  # a merge starts it anew
+    atheris.Setup([again, *options], lambda data: target(data, Path(folder)))
+    atheris.Fuzz()  # it ends the process
 
 
 main()

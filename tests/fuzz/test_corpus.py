@@ -31,4 +31,4 @@ def test_every_folder_of_the_corpus_belongs_to_a_target() -> None:
 
 
 def test_the_corpus_stays_small() -> None:
-    assert sum(path.stat().st_size for path in CORPUS.rglob("*")) < 400_000
+    assert sum(path.stat().st_size for path in CORPUS.rglob("*")) < 200_000
