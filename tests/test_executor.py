@@ -331,8 +331,8 @@ def test_a_gpu_that_a_cuda_program_has_is_not_touched(kernel: FakeKernel) -> Non
     kernel.tree.text("proc/devices", "Character devices:\n  1 nvidia\n")  # as /dev/full's
     kernel.tree.text(f"proc/driver/nvidia/gpus/{GPU}/information", "Device Minor: \t 7\n")
     with kernel.process("python3", Path("/dev/full")) as pid:
-        (failure,) = bind(kernel).failures
-    assert f"python3 (pid {pid}, user 0) has /dev/nvidia7 open" in str(failure.detail)
+        (finding,) = converge(kernel).plan.refusals
+    assert f"python3 (pid {pid}, user 0) has /dev/nvidia7 open" in str(finding)
     assert kernel.writes == []
 
 

@@ -26,17 +26,22 @@ _REMEDY: Final = (
 
 
 class Journal:
-    """The ledger's file, and its content as last saved."""
+    """The ledger's file, and its content as last saved or read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ledger = _read(path)
         self._turn = threading.Lock()
+        self._is_on_disk = True
 
     def update(self, change: Callable[[Ledger], Ledger]) -> None:
-        """Make what *change* makes of the ledger durable; HostError leaves the old in place.
+        """Make what *change* makes of the ledger durable; nothing is written when it is so.
 
         Lanes may call it at once: the changes are made one after the other.
+
+        Raises:
+            HostError: it could not be. The old one stays in force here. On disk it does too,
+                but for a failure of the last fsync: the next update writes in any case.
         """
         with self._turn:
             self._save(change(self.ledger))
@@ -51,14 +56,15 @@ class Journal:
         self.update(change)
 
     def _save(self, ledger: Ledger) -> None:
-        if ledger == self.ledger:
+        if ledger == self.ledger and self._is_on_disk:
             return
         body = ledger_form.body(ledger)
         _require_readable(body)
         document = {"schema": SCHEMA, "sha256": _checksum(body), "ledger": body}
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        self._is_on_disk = False
         files.replace(self.path, text, staging=self.path.parent, mode=_MODE)
-        self.ledger = ledger
+        self.ledger, self._is_on_disk = ledger, True
 
 
 def _read(path: Path) -> Ledger:

@@ -4,6 +4,7 @@ Schema 1 is what 0.1 wrote: no identity but the ids, no cleaning, no virtual fun
 services.
 """
 
+import re
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ from kata_gpu.model.pci import Binding, PciAddress
 SCHEMAS: Final = (SCHEMA - 1, SCHEMA)
 """What can be read; the last is what is written."""
 
+_DRIVER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # it is written to sysfs again
+_SERVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9@:._\\-]{0,254}")  # systemd.unit(5)
 _TEXT_MAX: Final = 4096
 _ADDED_TO_UNITS: Final = {
     "is_used": False,
@@ -97,10 +100,19 @@ def _unit(entry: LedgerEntry) -> dict[str, Any]:
         ],
         "is_used": entry.is_used,
         "cleaned": cleaned
-        and {"at": cleaned.at.isoformat(), "method": cleaned.method, "result": cleaned.result},
-        "quarantine": entry.quarantine,
+        and {
+            "at": cleaned.at.isoformat(),
+            "method": _plain(cleaned.method),
+            "result": _plain(cleaned.result),
+        },
+        "quarantine": entry.quarantine and _plain(entry.quarantine),
         "had_persistence": entry.had_persistence,
     }
+
+
+def _plain(text: str) -> str:
+    """Return a reason as it may be read again: a kernel's or device's word may be in it."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:_TEXT_MAX]
 
 
 def _entry(unit: dict[str, Any]) -> LedgerEntry:
@@ -141,25 +153,32 @@ def _function(function: dict[str, Any]) -> OriginalFunction:
 def _driver(name: Any) -> str | None:
     if name is None:
         return None
-    if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
+    if not isinstance(name, str) or not _DRIVER.fullmatch(name):
         raise ValueError(f"not a driver's name: {name!r}")
     return name
 
 
 def _name(service: Any) -> str:
-    if not isinstance(service, str) or not service or "/" in service or service.startswith("-"):
+    if not isinstance(service, str) or not _SERVICE.fullmatch(service):
         raise ValueError(f"not a service's name: {service!r}")
     return service
 
 
 def _absolute(path: Any) -> str:
-    if not isinstance(path, str) or not path.startswith("/") or ".." in path.split("/"):
+    if (
+        not isinstance(path, str)
+        or not path.startswith("/")
+        or not path.isprintable()
+        or ".." in path.split("/")
+    ):
         raise ValueError(f"not an absolute path: {path!r}")
     return path
 
 
 def _text(text: Any) -> str | None:
-    if text is not None and not (isinstance(text, str) and len(text) <= _TEXT_MAX):
+    if text is not None and not (
+        isinstance(text, str) and len(text) <= _TEXT_MAX and text.isprintable()
+    ):
         raise ValueError(f"not a text: {text!r:.80}")
     return text
 

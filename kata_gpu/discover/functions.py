@@ -189,14 +189,17 @@ def _position(target: str) -> tuple[str, tuple[PciAddress, ...]]:
         elif root:
             bridges.append(PciAddress.parse(part))
     if not root:
-        raise ValueError(f"no PCI root in its path {target!r}")
+        raise ValueError(f"no PCI root in its path {target[:256]!r}")
     return root, tuple(bridges)
 
 
 def _hex(found: dict[str, str], attribute: str, *, absent: str = "") -> int:
-    text = found.get(attribute, absent)
+    return _number(attribute, found.get(attribute, absent))
+
+
+def _number(attribute: str, text: str) -> int:
     if not _HEX.fullmatch(text):
-        raise ValueError(f"{attribute} is {text!r}, not a hexadecimal number")
+        raise ValueError(f"{attribute} is {text[:64]!r}, not a hexadecimal number")
     return int(text, 16)
 
 
@@ -249,7 +252,7 @@ def _bars(resource: str) -> tuple[Bar, ...]:
     for index, line in enumerate(resource.split("\n", _BARS)[:_BARS]):
         if line == _NO_BAR:
             continue
-        start, end, flags = (int(part, 16) for part in line.split())
+        start, end, flags = (_number("resource", part) for part in line.split())
         if flags & (_FLAG_IO | _FLAG_MEMORY) and end >= start:
             bars.append(
                 Bar(

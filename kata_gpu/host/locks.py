@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kata_gpu.errors import HeldError, HostError
@@ -15,7 +15,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
     Raises:
         HeldError: another process holds it; the text names it.
-        HostError: the lock file cannot be made.
+        HostError: the lock file cannot be made, locked, or told whose it is.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,16 +23,29 @@ def exclusive(path: Path) -> Iterator[None]:
     except OSError as error:
         raise HostError(f"cannot open the lock {path}: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
-            raise HeldError(
-                f"cannot change this node: process {owner} holds {path}; a running agent does "
-                f"this by itself (kata-gpu status), stop it to do it by hand"
-            ) from error
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
+        _take(fd, path)
         yield
     finally:
-        os.close(fd)
+        with suppress(OSError):  # whatever it says, the descriptor and the lock are gone
+            os.close(fd)
+
+
+def _take(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+    except BlockingIOError as error:
+        raise HeldError(
+            f"cannot change this node: process {_owner(fd)} holds {path}; a running agent does "
+            f"this by itself (kata-gpu status), stop it to do it by hand"
+        ) from error
+    except OSError as error:
+        raise HostError(f"cannot take the lock {path}: {error.strerror}") from error
+
+
+def _owner(fd: int) -> str:
+    try:
+        return os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+    except OSError:
+        return "unknown"

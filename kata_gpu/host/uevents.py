@@ -52,27 +52,26 @@ class Uevents:
     def drain(self) -> tuple[Hint, ...]:
         """Take all waiting hints; empty when there are none.
 
-        An overflow is the hint "events were lost".
+        An overflow is the hint "events were lost"; events after it stay for the next call,
+        so that an error that lasts cannot hold anybody here.
         """
         hints = []
-        while True:
-            try:
-                device = self._monitor.poll(timeout=0)
-            except OSError:
-                code = self._take_error()
-                hints.append(Hint(text=f"events were lost: {os.strerror(code)}"))
-                if code:
-                    continue
-                return tuple(hints)
-            if device is None:
-                return tuple(hints)
-            hints.append(Hint(text=f"{device.action} {device.device_path}"))
+        try:
+            while device := self._monitor.poll(timeout=0):
+                text = ascii(f"{device.action} {device.device_path}")[1:-1]
+                hints.append(Hint(text=text))
+        except UnicodeDecodeError as error:
+            hints.append(Hint(text=f"an event has no readable path: {error}"))
+        except OSError as error:
+            self._clear_error()
+            hints.append(Hint(text=f"events were lost: {error}"))
+        return tuple(hints)
 
-    def _take_error(self) -> int:
-        """Return the socket's waiting errno, and clear it; 0 when none waits.
+    def _clear_error(self) -> None:
+        """Take the socket's waiting error.
 
         pyudev asks poll(2) first and then reads nothing while an error waits, so that
         one would wait for ever.
         """
         with socket.socket(fileno=os.dup(self._monitor.fileno())) as channel:
-            return channel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            channel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -45,7 +45,9 @@ class PciAddress:
         """Read the form the kernel prints; raise ValueError on any other."""
         match = _ADDRESS.fullmatch(text)
         if match is None:
-            raise ValueError(f"not a PCI address: {text!r} (expected DDDD:BB:DD.F, lower case)")
+            raise ValueError(
+                f"not a PCI address: {text[:64]!r} (expected DDDD:BB:DD.F, lower case)"
+            )
         domain, bus, device, function = match.groups()
         return cls(int(domain, 16), int(bus, 16), int(device, 16), int(function, 16))
 

@@ -11,6 +11,8 @@ from kata_gpu.errors import HostError
 
 _TIMEOUT_S: Final = 10.0
 _OK: Final = 200
+_ANSWER_MAX_BYTES: Final = 64 << 20  # 4,096 functions make 4 MiB
+_QUOTED_MAX: Final = 500
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -36,7 +38,7 @@ def get(path: Path, target: str, *, timeout_s: float = _TIMEOUT_S) -> Any:
     """
     status, answer = _ask(path, "GET", target, None, timeout_s)
     if status != _OK:
-        raise HostError(f"cannot ask the agent at {path}: {status} {answer}")
+        raise HostError(f"cannot ask the agent at {path}: {status} {_quoted(answer)}")
     return answer
 
 
@@ -52,9 +54,9 @@ def post(path: Path, target: str, body: Mapping[str, Any], *, timeout_s: float =
         case _ if status == _OK:
             return answer
         case {"error": str(reason)}:
-            raise HostError(reason)
+            raise HostError(_quoted(reason)[1:-1])
         case _:
-            raise HostError(f"cannot ask the agent at {path}: {status} {answer}")
+            raise HostError(f"cannot ask the agent at {path}: {status} {_quoted(answer)}")
 
 
 def _ask(
@@ -65,7 +67,9 @@ def _ask(
     try:
         connection.request(method, target, body)
         response = connection.getresponse()
-        text = response.read()
+        text = response.read(_ANSWER_MAX_BYTES)
+        if response.length:
+            raise http.client.IncompleteRead(text, response.length)
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise HostError(
             f"cannot ask the agent: nobody serves {path}; is it running (systemctl status "
@@ -73,12 +77,19 @@ def _ask(
         ) from error
     except PermissionError as error:
         raise HostError(f"cannot ask the agent: no permission to open {path}") from error
-    except (OSError, http.client.HTTPException) as error:
+    except OSError as error:
         raise HostError(f"cannot ask the agent at {path}: {error}") from error
+    except (http.client.HTTPException, ValueError) as error:  # ValueError: a chunk of size -1
+        raise HostError(f"cannot ask the agent at {path}: {_quoted(error)}") from error
     finally:
         connection.close()
     try:
         answer = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HostError(f"cannot ask the agent at {path}: its answer is no JSON") from error
     return response.status, answer
+
+
+def _quoted(said: object) -> str:
+    """Return what a stranger said, for a line of text: printable and not too long."""
+    return repr(said)[:_QUOTED_MAX]

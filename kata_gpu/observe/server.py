@@ -177,13 +177,14 @@ async def _converse(
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_REQUEST_MAX_BYTES)
     is_head = False
     try:
-        asked = await _read(reader, connection)
+        request = await _next_event(reader, connection)
+        is_head = isinstance(request, h11.Request) and request.method == b"HEAD"
+        asked = await _read(request, reader, connection)
     except h11.RemoteProtocolError as error:
         answer = _refusal(error.error_status_hint, f"cannot read the request: {error}")
     else:
         if asked is None:
             return
-        is_head = asked.method == "HEAD"
         answer = await _answer(asked, answers, _peer_uid(writer), deadline)
     data = json.dumps(answer.document, indent=2).encode() + b"\n"
     headers = [
@@ -199,9 +200,10 @@ async def _converse(
     await writer.drain()
 
 
-async def _read(reader: asyncio.StreamReader, connection: h11.Connection) -> _Asked | None:
+async def _read(
+    request: Any, reader: asyncio.StreamReader, connection: h11.Connection
+) -> _Asked | None:
     """Read one request to its end; None when the client left before."""
-    request = await _next_event(reader, connection)
     body = b""
     while not isinstance(event := await _next_event(reader, connection), h11.EndOfMessage):
         if not isinstance(event, h11.Data):

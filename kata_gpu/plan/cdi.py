@@ -25,6 +25,7 @@ from kata_gpu.model.unit import Unit
 
 VERSION: Final = "0.5.0"
 _PREFIX: Final = "kata-gpu-"
+_NO_SPEC: Final = (ValueError, KeyError, TypeError, RecursionError)
 
 
 def path(directory: str, kind: str) -> str:
@@ -73,21 +74,22 @@ def without(content: str, names: Iterable[str]) -> str | None:
     try:
         spec = json.loads(content)
         spec["devices"] = [d for d in spec["devices"] if d["name"] not in gone]
-    except (ValueError, KeyError, TypeError):
+        return _text(spec) if spec["devices"] else None
+    except _NO_SPEC:
         return None
-    return _text(spec) if spec["devices"] else None
 
 
 def published(content: str, name: str) -> tuple[str, ...]:
     """Return the nodes that a spec of ours gives the named device; empty when it has none."""
     try:
-        return next(
+        found = next(
             tuple(node["path"] for node in device["containerEdits"]["deviceNodes"])
             for device in json.loads(content)["devices"]
             if device["name"] == name
         )
-    except (ValueError, KeyError, TypeError, StopIteration):
+    except (*_NO_SPEC, StopIteration):
         return ()
+    return found if all(isinstance(path, str) for path in found) else ()
 
 
 def _device(name: str, paths: tuple[str, ...]) -> dict[str, Any]:

@@ -27,8 +27,8 @@ _ALLOWED: Final = {
 
 
 def _absolute(text: str) -> str:
-    if not text.startswith("/") or ".." in text.split("/") or "\0" in text:
-        raise ValueError("expected an absolute path without ..")
+    if not text.startswith("/") or ".." in text.split("/") or not text.isprintable():
+        raise ValueError("expected an absolute path without .. or unprintable characters")
     return text
 
 

@@ -1,0 +1,265 @@
+"""What reads bytes that others wrote, each as a function of bytes that the fuzzer invents.
+
+A target raises nothing: an error that the code declares is an answer, and its text is checked
+(`_told`); any other exception is a finding. It works in the empty folder it is given, and leaves
+what it likes there. A new target is a function, its line in `TARGETS`, and a folder of the
+corpus with one input; `kata_gpu.host.modules` wants one when it reads `modules.alias`.
+"""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from kata_gpu.act.journal import Journal
+from kata_gpu.agent import node
+from kata_gpu.discover import functions
+from kata_gpu.errors import HostError, InvalidBlueprint, KataGpuError, LedgerError
+from kata_gpu.host import Host
+from kata_gpu.host.pci_ids import PciIds
+from kata_gpu.host.sysfs import Sysfs
+from kata_gpu.host.uevents import Uevents
+from kata_gpu.model.ledger import SCHEMA, Ledger
+from kata_gpu.model.plan import text
+from kata_gpu.observe import client
+from kata_gpu.observe.document import document
+from kata_gpu.plan import cdi
+from kata_gpu.settings import agent_file, blueprint
+from kata_gpu.settings.agent import Settings
+from tests.fuzz import conversation, ledgers
+
+Target = Callable[[bytes, Path], None]
+
+FIELD: Final = b"\n--\n"
+"""What parts an input with several fields, so that a person can read and write one."""
+
+_ADDRESS: Final = "0000:01:00.0"
+_NAME_MAX_BYTES: Final = 255  # of anything that a folder lists
+_MESSAGE_MAX: Final = 4096  # of a line that an admin reads in a journal
+
+
+def _told(error: KataGpuError) -> None:
+    """Check that an error is one line that says what cannot be, and no terminal's commands."""
+    message = str(error)
+    assert message.startswith("cannot "), message
+    assert message.isprintable(), ascii(message)
+    assert len(message) <= _MESSAGE_MAX, f"{len(message)} characters: {message[:200]}"
+
+
+def sysfs(data: bytes, folder: Path) -> None:
+    """One function's directory whose files, links and position hold the fields."""
+    told = dict(zip(_SYSFS_FIELDS, data.split(FIELD), strict=False))
+    name = os.fsdecode(told.pop("name", b"")[:_NAME_MAX_BYTES]) or _ADDRESS
+    tree = Sysfs(folder)
+    with _function(folder, told), suppress(functions.UnreadableFunctionError):
+        try:
+            where = functions.place(tree, name)
+            path = functions.override_path(where.identity.address)
+            override = tree.locked([path])[path]
+            found = functions.details(tree, where, PciIds(told.get("pci.ids", b"")), override)
+        except functions.UnreadableFunctionError as error:
+            _told(error)
+            raise
+        shown = document(found)
+        assert json.loads(json.dumps(shown).encode()) == shown
+
+
+_SYSFS_LINKS: Final = ("iommu_group", "driver", "physfn")
+_SYSFS_FIELDS: Final = (
+    "name",
+    "position",
+    "pci.ids",
+    *_SYSFS_LINKS,
+    "vendor",
+    "device",
+    "class",
+    "subsystem_vendor",
+    "subsystem_device",
+    "revision",
+    "driver_override",
+    "numa_node",
+    "resource",
+    "current_link_speed",
+    "current_link_width",
+    "max_link_speed",
+    "max_link_width",
+    "reset_method",
+    "power_state",
+    "boot_vga",
+    "sriov_totalvfs",
+    "sriov_numvfs",
+    "config",
+)
+
+
+@contextmanager
+def _function(root: Path, told: dict[str, bytes]) -> Iterator[None]:
+    """Make the directory of a function below *root* for as long as the block lasts."""
+    position = _usable(root, told.pop("position", b""))
+    directory = root / position / _ADDRESS
+    directory.mkdir(parents=True)
+    link = root / functions.DEVICES / _ADDRESS
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(f"../../../{position}/{_ADDRESS}")
+    try:
+        for name, content in told.items():
+            if name not in _SYSFS_LINKS:
+                (directory / name).write_bytes(content)
+            elif content and b"\0" not in content:
+                with suppress(OSError):  # longer than any link can be
+                    (directory / name).symlink_to(os.fsdecode(b"../../x/" + content))
+        yield
+    finally:
+        link.unlink()
+        for path in sorted(directory.iterdir()):
+            path.unlink()
+        while directory != root:
+            directory.rmdir()
+            directory = directory.parent
+
+
+def _usable(root: Path, position: bytes) -> str:
+    """Return *position* as a path below ``devices``; the usual one when no folder can be there."""
+    parts = [part for part in os.fsdecode(position).split("/") if part not in {"", ".", ".."}]
+    path = "/".join(("devices", *(parts or ("pci0000:00", "0000:00:01.0"))))
+    try:
+        (root / path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError):
+        return "devices/pci0000:00"
+    return path
+
+
+def blueprints(data: bytes, folder: Path) -> None:
+    """A blueprint's file."""
+    path = folder / "blueprint.toml"
+    path.write_bytes(data)
+    try:
+        wanted = blueprint.load(path)
+    except InvalidBlueprint as error:
+        _told(error)
+    else:
+        (folder / "proc").mkdir(exist_ok=True)
+        _, plan = node.make_plan(Host.at(folder), Settings(), wanted, Ledger())
+        assert text(plan).encode()
+
+
+def settings(data: bytes, folder: Path) -> None:
+    """The file of the agent's own settings."""
+    path = folder / "agent.toml"
+    path.write_bytes(data)
+    try:
+        found = agent_file.load(path)
+    except InvalidBlueprint as error:
+        _told(error)
+    else:
+        assert 1 <= found.rescan_interval_s <= 60
+        assert os.fsencode(found.socket)
+
+
+def ledger(data: bytes, folder: Path) -> None:
+    """A ledger's file as it is, and then as a body with the checksum that makes it trusted."""
+    path = folder / "ledger.json"
+    for content in (data, ledgers.with_its_checksum(data, SCHEMA)):
+        path.write_bytes(content)
+        try:
+            journal = Journal(path)
+            (folder / "proc").mkdir(exist_ok=True)
+            plan = node.make_release(Host.at(folder), Settings(), journal.ledger, None)
+            assert text(plan).encode()
+            ledgers.use(journal, folder)
+        except (LedgerError, HostError) as error:
+            _told(error)
+
+
+def cdi_spec(data: bytes, folder: Path) -> None:
+    """A CDI spec that somebody else may have written over ours."""
+    path = folder / "spec.json"
+    path.write_bytes(data)
+    try:
+        content = data.decode()
+    except UnicodeDecodeError:
+        return  # files.read refuses it
+    nodes = cdi.published(content, _ADDRESS)
+    assert all(isinstance(found, str) for found in nodes), nodes
+    left = cdi.without(content, {_ADDRESS})
+    if left is not None:
+        assert left.encode()
+        assert cdi.published(left, _ADDRESS) == ()
+
+
+def uevent(data: bytes, _folder: Path) -> None:
+    """Events as pyudev gives them: with an action or without, and text if it is UTF-8."""
+    hints = Uevents(_Monitor(data.split(FIELD))).drain()
+    assert hints
+    assert all(hint.text.isprintable() for hint in hints), hints
+
+
+class _Monitor:
+    """What `Uevents` asks of a monitor, over events that are there already."""
+
+    def __init__(self, events: list[bytes]) -> None:
+        self._events = events
+
+    def poll(self, timeout: float) -> "_Device | None":
+        assert timeout == 0
+        return _Device(self._events.pop(0)) if self._events else None
+
+
+class _Device:
+    def __init__(self, event: bytes) -> None:
+        self._action, _, self._path = event.partition(b" ")
+
+    @property
+    def action(self) -> str | None:
+        return self._action.decode() or None
+
+    @property
+    def device_path(self) -> str:
+        return self._path.decode()
+
+
+def status_server(data: bytes, folder: Path) -> None:
+    """What a client sends to the status socket before it ends its side."""
+    for reply in conversation.replies(data, folder / "status.sock"):
+        if reply:
+            conversation.check(data, reply)
+
+
+def status_client(data: bytes, folder: Path) -> None:
+    """What somebody behind the socket's path answers."""
+    path = folder / "status.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def answer() -> None:
+            channel, _ = listener.accept()
+            with channel, suppress(OSError):  # it may hear no more
+                channel.recv(65536)
+                channel.sendall(data)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            assert json.dumps(client.get(path, "/v1/status", timeout_s=5))
+        except HostError as error:
+            _told(error)
+        finally:
+            thread.join()
+            path.unlink()
+
+
+TARGETS: Final[dict[str, Target]] = {
+    "blueprint": blueprints,
+    "cdi": cdi_spec,
+    "ledger": ledger,
+    "settings": settings,
+    "status-client": status_client,
+    "status-server": status_server,
+    "sysfs": sysfs,
+    "uevent": uevent,
+}
