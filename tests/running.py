@@ -56,6 +56,10 @@ class Agent:
         answer: dict[str, Any] = await asyncio.to_thread(client.get, socket_path, daemon.STATUS)
         return answer
 
+    async def ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call what blocks while it is answered."""
+        return await asyncio.to_thread(call, *arguments)
+
     async def until(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Wait for a status that *holds*, and return it."""
         async with asyncio.timeout(PATIENCE_S):

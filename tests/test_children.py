@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -197,6 +198,16 @@ def _is_running(process: Path) -> bool:
         return " Z " not in (process / "stat").read_text()
     except OSError:
         return False
+
+
+def test_an_agent_that_ends_waits_for_nothing_and_begins_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, 30, has_forker=True) as agent, hanging(tmp_path / UNBIND):
+        threading.Timer(0.2, agent.give_up).start()
+        with pytest.raises(StuckError, match="the agent ends") as left:
+            agent.write(UNBIND, b"0000:01:00.0")
+        assert left.value.pid in {operation.pid for operation in children.leftovers(PROC)}
+        with pytest.raises(StuckError, match="the agent ends"):
+            agent.write("vendor", b"1")
 
 
 def test_without_its_forker_nothing_is_done_and_the_reason_is_said(tmp_path: Path) -> None:

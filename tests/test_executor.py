@@ -18,6 +18,7 @@ from kata_gpu.model.ledger import Ledger, LedgerEntry, Stage
 from kata_gpu.model.pci import Binding, PciAddress
 from kata_gpu.model.plan import Plan, RemoveFile, Severity, Step, WriteFile
 from kata_gpu.model.report import Outcome, Report, Result
+from kata_gpu.model.unit import UnitState
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 from tests.passthrough import CDI, EVERY_GPU, SETTINGS, journal_of
@@ -360,7 +361,7 @@ def test_who_comes_between_the_look_and_the_unbind_keeps_the_device(kernel: Fake
     assert "cannot move it: Xorg (pid 41" in str(outcome.detail)
     assert is_home(kernel)
     assert journal_of(kernel.host).ledger == Ledger()
-    assert turn.failed[nodes.GPU].is_held
+    assert turn.failed[nodes.GPU].state is UnitState.WAITING
     assert not bind(kernel).failures
 
 

@@ -148,7 +148,7 @@ def test_every_key_reaches_the_settings() -> None:
 @pytest.mark.parametrize(
     ("text", "where", "allowed"),
     [
-        (HEAD + "pools = []", "pools", "kata, pool, schema, version"),
+        (HEAD + "pools = []", "pools", "drift, kata, pool, schema, version"),
         (
             HEAD + POOL.replace("KEY", "max = 1"),
             "pool[1].max",

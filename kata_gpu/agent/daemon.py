@@ -8,19 +8,22 @@ node: devices stay bound, files stay written, VMs run on.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
+from kata_gpu.agent.drift import Watchman
 from kata_gpu.agent.hints import Reasons, Sources, Watching, listening, paths_to_watch
 from kata_gpu.agent.node import Turn
-from kata_gpu.errors import HostError, KataGpuError
+from kata_gpu.errors import HostError, KataGpuError, LedgerError
 from kata_gpu.host import Host, files, locks, systemd
 from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.plan import Setback
 from kata_gpu.model.report import NodeState, Report, Result
+from kata_gpu.model.unit import UnitState
 from kata_gpu.observe import server
 from kata_gpu.observe.document import document
 from kata_gpu.settings.agent import Settings
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 LoadBlueprint = Callable[[], Blueprint]
 
 STATUS: Final = "/v1/status"
+CLEAR: Final = "/v1/clear"
 
 
 async def run(
@@ -41,7 +45,6 @@ async def run(
 
     Raises:
         HeldError: another agent holds this node, or serves the status socket.
-        LedgerError: the ledger cannot be trusted; nothing was changed.
         InvalidBlueprint: the blueprint is wrong; nothing was changed.
     """
     with locks.exclusive(host.path(settings.lock)):
@@ -50,9 +53,12 @@ async def run(
         watching.follow(())  # first: no change between reading the blueprint and watching it
         daemon = _Daemon(host, settings, load_blueprint)
         async with server.serve(
-            host.path(settings.socket), {STATUS: daemon.status}, mode=settings.socket_mode
+            host.path(settings.socket),
+            {STATUS: daemon.status},
+            commands={CLEAR: daemon.clear},
+            mode=settings.socket_mode,
         ):
-            with listening(sources) as reasons:
+            with listening(sources, host.sysfs.give_up) as reasons:
                 await daemon.turn()
                 _notify(f"READY=1\nSTATUS={daemon.summary()}")
                 await _turn_until_stopped(daemon, reasons, settings, watching)
@@ -93,8 +99,10 @@ async def _turn_until_stopped(
         if reasons.reload.is_set():
             reasons.reload.clear()
             daemon.reload()
+        opened = set(reasons.opened)
+        reasons.opened.clear()
         log.debug("look again")
-        await daemon.turn()
+        await daemon.turn(opened)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
@@ -113,51 +121,95 @@ class _Daemon:
         self._settings = settings
         self._load_blueprint = load_blueprint
         self._blueprint = load_blueprint()
-        self._journal = Journal(host.path(settings.ledger))
+        self._journal: Journal | None = None
+        self._read_only: str | None = None
+        self._watchman = Watchman()
         self._failed: dict[str, tuple[Setback, float]] = {}
         self._last_report = Report()
         self._number = 0
         self._state: NodeState | None = None
         self._complaint: str | None = None
         self._trouble: str | None = None
+        self._turning = asyncio.Lock()
 
-    async def turn(self) -> None:
+    async def turn(self, opened: Iterable[str] = ()) -> None:
         """Take one turn off the loop, and let readers have its state.
 
-        A node that cannot be looked at ends the first turn with the reason, for there is
-        nothing to show yet; later the last state stays, with the reason beside it.
+        *opened* are device nodes that somebody was seen to open. A node that cannot be looked
+        at ends the first turn with the reason, for there is nothing to show yet; later the
+        last state stays, with the reason beside it.
         """
-        self._number += 1
-        hopeless = self._not_yet()
+        async with self._turning:
+            self._number += 1
+            hopeless = self._not_yet()
+            units = self._units_of(opened)
+            try:
+                turn = await asyncio.to_thread(self._take, hopeless, units)
+            except KataGpuError as error:
+                if self._state is None:
+                    raise
+                self._trouble = str(error)
+                log.error("skipped turn %d: %s", self._number, error)  # noqa: TRY400 - no bug
+                return
+            self._trouble = None
+            self._remember(turn, hopeless)
+            if turn.taken:
+                self._last_report = turn.report
+            before = self._state
+            self._state = self._describe(turn)
+            self._watchman.learn(turn, self._state)
+            _log_changes(before, self._state)
+
+    def _take(self, hopeless: Mapping[str, Setback], opened: frozenset[str]) -> Turn:
+        """Do what the blueprint asks for; only look where the ledger cannot be trusted."""
         try:
-            turn = await asyncio.to_thread(
-                node.converge,
-                self._host,
-                self._settings,
-                self._blueprint,
-                self._journal,
-                failed=hopeless,
-            )
-        except KataGpuError as error:
-            if self._state is None:
-                raise
-            self._trouble = str(error)
-            log.error("skipped turn %d: %s", self._number, error)  # noqa: TRY400 - no bug
-            return
-        self._trouble = None
-        self._remember(turn, hopeless)
-        if turn.report.outcomes:
-            self._last_report = turn.report
-        before = self._state
-        self._state = node.describe(
+            if self._journal is None:
+                self._journal = node.open_journal(self._host, self._settings)
+        except LedgerError as error:
+            if self._read_only is None:
+                log.error("read-only: %s", error)  # noqa: TRY400 - no bug
+            self._read_only = str(error)
+            return node.survey(self._host, self._settings, self._blueprint, str(error))
+        self._read_only = None
+        return node.converge(
+            self._host,
+            self._settings,
+            self._blueprint,
+            self._journal,
+            failed={**hopeless, **self._watchman.contested()},
+            opened=opened,
+            kept=self._watchman.kept(self._blueprint.drift),
+        )
+
+    def _describe(self, turn: Turn) -> NodeState:
+        return node.describe(
             turn,
             self._settings,
             self._blueprint,
-            self._journal.ledger,
+            Ledger() if self._journal is None else self._journal.ledger,
             number=self._number,
             last_report=self._last_report,
         )
-        _log_changes(before, self._state)
+
+    def _units_of(self, nodes: Iterable[str]) -> frozenset[str]:
+        """Return the units that the device nodes give to a VM."""
+        known = self._state.units if self._state else ()
+        seen = set(nodes)
+        return frozenset(
+            unit.id for unit in known if seen & {str(self._host.path(n)) for n in unit.nodes}
+        )
+
+    async def clear(self, wish: dict[str, object]) -> dict[str, object]:
+        """Answer POST /v1/clear: take a unit out of quarantine, and look what comes of it."""
+        unit = str(wish.get("unit"))
+        if self._journal is None:
+            raise HostError(f"cannot clear {unit}: nothing is changed: {self._read_only}")
+        async with self._turning:
+            await asyncio.to_thread(node.clear, self._journal, unit)
+        self._failed.pop(unit, None)
+        await self.turn()
+        units = self._state.units if self._state else ()
+        return {"unit": unit, "state": next((u.state for u in units if u.id == unit), None)}
 
     def reload(self) -> None:
         """Read the blueprint again; a wrong one is complained of, and the old one stays."""
@@ -169,11 +221,14 @@ class _Daemon:
         else:
             self._complaint = None
             self._failed.clear()
+            self._watchman.forget()
             log.info("read blueprint %s", self._blueprint.version)
 
     def status(self) -> dict[str, object]:
         """Return the answer to GET /v1/status."""
         answer: dict[str, object] = {"ready": self._state is not None}
+        if self._read_only:
+            answer["read_only"] = self._read_only
         if self._complaint:
             answer["blueprint_error"] = self._complaint
         if self._trouble:
@@ -204,7 +259,7 @@ class _Daemon:
         self._failed = {
             unit: self._failed[unit] if unit in hopeless else (why, until)
             for unit, why in turn.failed.items()
-            if not why.is_held  # which is tried again as soon as something is heard
+            if why.state is UnitState.FAILED  # who waits is tried as soon as something is heard
         }
 
 

@@ -8,7 +8,7 @@ cannot be watched or was lost, is found by the rescan.
 import asyncio
 import logging
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,32 +59,48 @@ class Reasons:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     reload: asyncio.Event = field(default_factory=asyncio.Event)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: set[str] = field(default_factory=set)
+    """Device nodes that somebody opened since the last turn."""
+
+    def hear(self, hint: Hint, configuration: frozenset[str]) -> None:
+        """Wake for a hint; a change to one of the *configuration* files is one to read it."""
+        if hint.opened is not None:
+            self.opened.add(hint.opened)
+        if hint.changed in configuration:
+            self.reload.set()
+        self.wake.set()
 
 
 @contextmanager
-def listening(sources: Sources) -> Iterator[Reasons]:
-    """Turn hints and signals into reasons; a turn that runs meanwhile is not disturbed."""
+def listening(sources: Sources, end: Callable[[], None]) -> Iterator[Reasons]:
+    """Turn hints and signals into reasons; a turn that runs meanwhile is not disturbed.
+
+    *end* is called when a signal says stop.
+    """
     reasons = Reasons()
     loop = asyncio.get_running_loop()
-    configuration = {str(path) for path in sources.configuration}
+    configuration = frozenset(str(path) for path in sources.configuration)
 
     def hinted(source: Hints) -> None:
         for hint in source.drain():
             log.debug("heard: %s", hint.text)
-            if hint.changed in configuration:
-                reasons.reload.set()
-            reasons.wake.set()
+            reasons.hear(hint, configuration)
 
-    def signalled(meaning: asyncio.Event) -> None:
-        meaning.set()
+    def stopped() -> None:
+        reasons.stop.set()
+        reasons.wake.set()
+        end()
+
+    def reloaded() -> None:
+        reasons.reload.set()
         reasons.wake.set()
 
     heard = [source for source in (sources.uevents, sources.watches) if source is not None]
     for source in heard:
         loop.add_reader(source.fileno(), hinted, source)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled, reasons.stop)
-    loop.add_signal_handler(signal.SIGHUP, signalled, reasons.reload)
+        loop.add_signal_handler(number, stopped)
+    loop.add_signal_handler(signal.SIGHUP, reloaded)
     try:
         yield reasons
     finally:

@@ -12,14 +12,15 @@ from kata_gpu.act.executor import Progress
 from kata_gpu.act.journal import Journal
 from kata_gpu.discover import inventory as discover
 from kata_gpu.discover import vfio
-from kata_gpu.errors import HostError
-from kata_gpu.host import Host, children, holders
+from kata_gpu.errors import HostError, LedgerError
+from kata_gpu.host import Host, children, files, holders
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Cleaning, Ledger
 from kata_gpu.model.pci import Identity
-from kata_gpu.model.plan import Plan, Setback
+from kata_gpu.model.plan import Order, Plan, Setback, Step
 from kata_gpu.model.report import NodeState, Outcome, Report, Result
+from kata_gpu.model.unit import UnitState
 from kata_gpu.plan import cdi, planner, state
 from kata_gpu.settings.agent import Settings
 
@@ -38,9 +39,45 @@ class Turn:
     plan: Plan
     """What is still to do; only steps of units that failed, or came in too late."""
 
-    report: Report
+    taken: tuple[tuple[Step, Outcome], ...]
     failed: Mapping[str, Setback] = field(default_factory=dict)
     """Units that failed, or were skipped for a failure, with the reason."""
+
+    @property
+    def report(self) -> Report:
+        """How each step ended."""
+        return Report(outcomes=tuple(outcome for _, outcome in self.taken))
+
+
+def open_journal(host: Host, settings: Settings) -> Journal:
+    """Return the journal of this node.
+
+    Raises:
+        LedgerError: it cannot be trusted, or it is gone though the agent has worked here.
+    """
+    path = host.path(settings.ledger)
+    traces = [] if path.exists() else _traces(host, settings)
+    if traces:
+        raise LedgerError(
+            f"cannot find the ledger {settings.ledger}, but {traces[0]} shows that this agent has "
+            f"worked here; restore it from a backup, or remove what it published by hand once no "
+            f"VM uses it, and adopt each unit by its address"
+        )
+    return Journal(path)
+
+
+def _traces(host: Host, settings: Settings) -> list[str]:
+    """Return the CDI specs that only this agent writes."""
+    names = files.names(host.path(settings.cdi_directory))
+    paths = (f"{settings.cdi_directory}/{name}" for name in names)
+    return [path for path in paths if cdi.is_ours(settings.cdi_directory, path)]
+
+
+def survey(host: Host, settings: Settings, blueprint: Blueprint, reason: str) -> Turn:
+    """Look, and say of everything that is not done that it is for *reason*."""
+    inventory = look(host, settings, blueprint, Ledger())
+    plan = planner.survey(blueprint, inventory, reason=reason)
+    return Turn(inventory=inventory, plan=plan, taken=())
 
 
 def look(host: Host, settings: Settings, blueprint: Blueprint, ledger: Ledger) -> Inventory:
@@ -70,8 +107,9 @@ def make_plan(
     ledger: Ledger,
     failed: Mapping[str, Setback] | None = None,
     opened: frozenset[str] = frozenset(),
+    kept: Order | None = None,
 ) -> tuple[Inventory, Plan]:
-    """Look, and return what would be done; *opened* as in `planner.plan`."""
+    """Look, and return what would be done; *opened* and *kept* as in `planner.plan`."""
     inventory = vfio.suited(host, look(host, settings, blueprint, ledger))
     return inventory, planner.plan(
         blueprint,
@@ -80,6 +118,7 @@ def make_plan(
         cdi_directory=settings.cdi_directory,
         failed=failed,
         opened=opened,
+        kept=kept,
     )
 
 
@@ -91,7 +130,7 @@ def make_release(
     return planner.release(inventory, ledger, cdi_directory=settings.cdi_directory, chosen=chosen)
 
 
-def converge(
+def converge(  # noqa: PLR0913 - as `planner.plan`
     host: Host,
     settings: Settings,
     blueprint: Blueprint,
@@ -99,6 +138,7 @@ def converge(
     *,
     failed: Mapping[str, Setback] | None = None,
     opened: frozenset[str] = frozenset(),
+    kept: Order | None = None,
     progress: Progress | None = None,
 ) -> Turn:
     """Plan and act until there is nothing left that could succeed now.
@@ -106,21 +146,19 @@ def converge(
     *failed* names units that are not to be tried. What fails here is not tried twice.
     """
     hopeless = dict(failed or {})
-    outcomes: list[Outcome] = []
-    inventory, plan = make_plan(host, settings, blueprint, journal.ledger, hopeless, opened)
+    taken: list[tuple[Step, Outcome]] = []
+    inventory, plan = make_plan(host, settings, blueprint, journal.ledger, hopeless, opened, kept)
     for _ in range(_ROUNDS_MAX):
         if not plan.steps:
             break
         report = executor.execute(host, plan, journal, progress=progress)
-        outcomes.extend(report.outcomes)
+        taken.extend(zip(plan.steps, report.outcomes, strict=True))
         setbacks = _setbacks(plan, report)
         if report.failures and not setbacks:
             break  # a file: trying again now would fail again
         hopeless.update(setbacks)
-        inventory, plan = make_plan(host, settings, blueprint, journal.ledger, hopeless)
-    return Turn(
-        inventory=inventory, plan=plan, report=Report(outcomes=tuple(outcomes)), failed=hopeless
-    )
+        inventory, plan = make_plan(host, settings, blueprint, journal.ledger, hopeless, kept=kept)
+    return Turn(inventory=inventory, plan=plan, taken=tuple(taken), failed=hopeless)
 
 
 def clear(journal: Journal, unit: str) -> None:
@@ -146,7 +184,9 @@ def _setbacks(plan: Plan, report: Report) -> dict[str, Setback]:
     found: dict[str, Setback] = {}
     for step, outcome in zip(plan.steps, report.outcomes, strict=True):
         if outcome.detail is not None:
-            setback = Setback(reason=outcome.detail, is_held=outcome.result is Result.HELD)
+            is_held = outcome.result is Result.HELD
+            state = UnitState.WAITING if is_held else UnitState.FAILED
+            setback = Setback(reason=outcome.detail, state=state)
             for unit in step.units:
                 found.setdefault(unit, setback)
     return found

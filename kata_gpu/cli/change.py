@@ -5,7 +5,6 @@ import sys
 from typing import Any
 
 from kata_gpu.act import executor
-from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
 from kata_gpu.cli import configuration, context, output
 from kata_gpu.cli.exit_code import ExitCode
@@ -21,7 +20,7 @@ def plan(options: argparse.Namespace) -> int:
     """Print the plan; exit 0 for an empty one, 2 for one with steps."""
     host, settings = context.host(options), configuration.settings(options)
     wanted = configuration.blueprint(options, settings)
-    ledger = Journal(host.path(settings.ledger)).ledger
+    ledger = node.open_journal(host, settings).ledger
     inventory, found = node.make_plan(host, settings, wanted, ledger)
     if options.output in {"json", "yaml"}:
         body = {
@@ -46,7 +45,7 @@ def apply(options: argparse.Namespace) -> int:
     settings = configuration.settings(options)
     host = context.working_host(options, settings.operation_timeout_s)
     wanted = configuration.blueprint(options, settings)
-    ledger = Journal(host.path(settings.ledger)).ledger
+    ledger = node.open_journal(host, settings).ledger
     _, found = node.make_plan(host, settings, wanted, ledger)
     if options.dry_run or not found.steps:
         print(text(found), end="")
@@ -54,7 +53,7 @@ def apply(options: argparse.Namespace) -> int:
     if not _agreed(found, options):
         return ExitCode.FAILED
     with locks.exclusive(host.path(settings.lock)):
-        journal = Journal(host.path(settings.ledger))
+        journal = node.open_journal(host, settings)
         turn = node.converge(host, settings, wanted, journal, progress=_Progress())
     if turn.report.failures:
         return _failed(turn.report)
@@ -69,7 +68,7 @@ def release(options: argparse.Namespace) -> int:
         print("kata-gpu: cannot release: name units, or say --all", file=sys.stderr)
         return ExitCode.USAGE
     chosen = None if options.all else frozenset(map(_unit, options.unit))
-    ledger = Journal(host.path(settings.ledger)).ledger
+    ledger = node.open_journal(host, settings).ledger
     _require_known(chosen, {entry.unit for entry in ledger.entries})
     found = node.make_release(host, settings, ledger, chosen)
     if options.dry_run or not found.steps:
@@ -78,7 +77,7 @@ def release(options: argparse.Namespace) -> int:
     if not _agreed(found, options):
         return ExitCode.FAILED
     with locks.exclusive(host.path(settings.lock)):
-        journal = Journal(host.path(settings.ledger))
+        journal = node.open_journal(host, settings)
         found = node.make_release(host, settings, journal.ledger, chosen)
         report = executor.execute(host, found, journal, progress=_Progress())
     if report.failures:

@@ -65,6 +65,8 @@ def _text(state: dict[str, Any], *, is_wide: bool) -> str:
         for finding in state["findings"]
     ]
     lines += [f"problem: {p['subject']}: {p['reason']}" for p in state["problems"]]
+    if "read_only" in state:
+        lines.append(output.coloured(f"read-only: {state['read_only']}", "bad"))
     if "blueprint_error" in state:
         lines.append(output.coloured(f"blueprint not reloaded: {state['blueprint_error']}", "bad"))
     if "turn_error" in state:

@@ -54,6 +54,8 @@ class Children:
         self._root = root
         self._timeout_s = timeout_s
         self._forker: socket.socket | None = None
+        self._end: tuple[int, int] | None = None
+        """A pipe that is closed at one end when nobody waits any more."""
 
     def start(self) -> int:
         """Fork the forker and return its pid; to be called before there is any thread.
@@ -66,13 +68,24 @@ class Children:
             _serve(theirs)
         theirs.close()
         self._forker = ours
+        self._end = os.pipe2(os.O_CLOEXEC)
         return pid
+
+    def give_up(self) -> None:
+        """Leave every operation to its child, and begin none any more: the agent ends."""
+        if self._end is not None and self._end[1] >= 0:
+            os.close(self._end[1])
+            self._end = (self._end[0], -1)
 
     def stop(self) -> None:
         """Let the forker end; what its children do goes on."""
         if self._forker is not None:
             self._forker.close()
             self._forker = None
+        self.give_up()
+        if self._end is not None:
+            os.close(self._end[0])
+            self._end = None
 
     def write(self, attribute: str, value: bytes) -> None:
         """Store *value* in one write.
@@ -101,6 +114,9 @@ class Children:
         self, name: bytes, attributes: Sequence[str], value: bytes
     ) -> Iterator[tuple[str, Answer]]:
         """Yield each attribute with its answer; after one that hangs the rest is left out."""
+        if self._end is not None and self._end[1] < 0:
+            yield attributes[0], self._left(attributes[0], 0)
+            return
         words = [name, value, os.fsencode(self._root), *map(os.fsencode, attributes)]
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
@@ -120,21 +136,14 @@ class Children:
         pid = 0
         done = 0
         try:
-            for number, code, text in _frames(reading, self._timeout_s):
+            for number, code, text in _frames(reading, self._ending(), self._timeout_s):
                 if number == _PID:
                     pid = code
                     continue
                 done = number + 1
                 yield attributes[number], self._answer(attributes[number], value, code, text)
         except TimeoutError:
-            yield (
-                attributes[done],
-                StuckError(
-                    f"cannot wait longer than {self._timeout_s:g} s for {attributes[done]}: "
-                    f"process {pid} waits on in the kernel, where nothing can end it",
-                    pid,
-                ),
-            )
+            yield attributes[done], self._left(attributes[done], pid)
             return
         if done < len(attributes):
             yield (
@@ -143,6 +152,19 @@ class Children:
                     f"process {pid} was killed while it did this; see the kernel's log (dmesg)"
                 ),
             )
+
+    def _ending(self) -> int | None:
+        """Return the descriptor that is readable when nobody waits any more."""
+        return None if self._end is None else self._end[0]
+
+    def _left(self, attribute: str, pid: int) -> StuckError:
+        if self._end is not None and self._end[1] < 0:
+            return StuckError(f"cannot wait for {attribute}: the agent ends", pid)
+        return StuckError(
+            f"cannot wait longer than {self._timeout_s:g} s for {attribute}: process {pid} waits "
+            f"on in the kernel, where nothing can end it",
+            pid,
+        )
 
     def _answer(self, attribute: str, value: bytes, code: int, text: bytes) -> Answer:
         if code == 0:
@@ -188,10 +210,15 @@ def leftovers(proc: Path) -> tuple[Operation, ...]:
 # In the parent
 
 
-def _frames(reading: int, timeout_s: float) -> Iterator[tuple[int, int, bytes]]:
-    """Yield what the child says until it ends; TimeoutError when it says nothing for so long."""
+def _frames(reading: int, ending: int | None, timeout_s: float) -> Iterator[tuple[int, int, bytes]]:
+    """Yield what the child says until it ends.
+
+    TimeoutError when it says nothing for so long, or *ending* says to wait no more.
+    """
     poll = select.poll()
     poll.register(reading, select.POLLIN)
+    if ending is not None:
+        poll.register(ending, select.POLLIN)
     buffer = b""
     while True:
         while len(buffer) >= _FRAME.size:
@@ -200,7 +227,7 @@ def _frames(reading: int, timeout_s: float) -> Iterator[tuple[int, int, bytes]]:
                 break
             yield number, code, buffer[_FRAME.size : _FRAME.size + length]
             buffer = buffer[_FRAME.size + length :]
-        if not poll.poll(timeout_s * 1000):
+        if reading not in dict(poll.poll(timeout_s * 1000)):
             raise TimeoutError
         said = os.read(reading, 65536)
         if not said:

@@ -84,6 +84,14 @@ def remove(path: Path) -> None:
         raise HostError(f"cannot remove {path}: {error.strerror}") from error
 
 
+def names(directory: Path) -> list[str]:
+    """Return what a folder holds, sorted; nothing where it is missing or may not be read."""
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
 def sweep(directory: Path) -> list[Path]:
     """Remove temporaries that a killed agent left in *directory*; return what was removed."""
     try:

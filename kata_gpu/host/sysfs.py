@@ -81,6 +81,11 @@ class Sysfs:
             return self._children.read(paths)
         return {path: self._answer(path) for path in paths}
 
+    def give_up(self) -> None:
+        """Wait for no operation any more: each that runs or is asked for is a StuckError."""
+        if self._children is not None:
+            self._children.give_up()
+
     def write(self, path: str, value: str) -> None:
         """Store a value in a single write, which is how the kernel takes it.
 

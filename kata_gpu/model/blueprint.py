@@ -26,6 +26,13 @@ class Mode(StrEnum):
     """Left alone, whatever they are."""
 
 
+class Drift(StrEnum):
+    """What becomes of things that somebody changed after we had put them in order."""
+
+    REPAIR = "repair"
+    REPORT = "report"
+
+
 class Runtime(StrEnum):
     """Which Kata runtime reads a handler's configuration: each has its own dialect."""
 
@@ -117,6 +124,7 @@ class Blueprint:
     version: str
     """The admin's label for this text, shown wherever its effects are."""
 
+    drift: Drift = Drift.REPAIR
     pools: tuple[Pool, ...] = field(default=())
     handlers: tuple[KataHandler, ...] = field(default=())
 

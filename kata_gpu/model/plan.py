@@ -4,6 +4,7 @@ The executor takes the steps as they stand and chooses nothing. A step is skippe
 step it needs did not succeed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -43,11 +44,20 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setback:
-    """Why a unit is not to be tried now."""
+    """Why a unit, or a file of ours, is not to be touched now."""
 
     reason: str
-    is_held: bool
-    """Whether somebody had it, so that it may be tried again when they are gone."""
+    state: UnitState = UnitState.FAILED
+    """What it makes of the unit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """How the agent left things that it is not to repair, only to report."""
+
+    units: frozenset[str] = frozenset()
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Content by path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

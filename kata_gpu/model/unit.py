@@ -31,6 +31,12 @@ class UnitState(StrEnum):
     FAILED = "failed"
     """A step failed; the unit is where the step's error says."""
 
+    DRIFTED = "drifted"
+    """It is not as we left it, and the blueprint says to report that, not to repair it."""
+
+    CONTESTED = "contested"
+    """Another program keeps undoing what we do; it is left alone for a while."""
+
     STUCK = "stuck"
     """An operation on it hangs in the kernel; nothing else is done to it until that ends."""
 

@@ -32,9 +32,27 @@ def failed(now: Situation, unit: str) -> Finding | None:
     setback = now.failed.get(unit)
     if setback is None:
         return None
-    if setback.is_held:
-        return waiting(unit, setback.reason, "end what uses it, or wait until that ends")
-    return refusal(unit, setback.reason, "it is tried again later", state=UnitState.FAILED)
+    match setback.state:
+        case UnitState.WAITING:
+            return waiting(unit, setback.reason, "end what uses it, or wait until that ends")
+        case UnitState.CONTESTED:
+            remedy = "find that program and stop it; it is left alone for a while"
+        case _:
+            remedy = "it is tried again later"
+    return refusal(unit, setback.reason, remedy, state=setback.state)
+
+
+def drifted(now: Situation, unit: str, moves: Sequence[Move]) -> Finding | None:
+    """Object to repairing what the blueprint only wants reported."""
+    if not moves or unit not in now.kept.units:
+        return None
+    what = "; ".join(f"{move.address} has {move.before}" for move in moves)
+    return refusal(
+        unit,
+        f"somebody changed it since it was put in order: {what}",
+        'kata-gpu apply repairs it, and so would drift = "repair"',
+        state=UnitState.DRIFTED,
+    )
 
 
 def held(now: Situation, unit: str, moves: Sequence[Move]) -> Finding | None:
@@ -46,6 +64,22 @@ def held(now: Situation, unit: str, moves: Sequence[Move]) -> Finding | None:
         return None
     who = "; ".join(map(str, holders))
     return waiting(unit, f"it is in use: {who}", "it is moved when they are gone")
+
+
+def file(now: Situation, path: str) -> Finding | None:
+    """Object to writing a file that somebody else keeps changing, or that is only watched."""
+    setback = now.failed.get(path)
+    if setback is not None:
+        return refusal(path, setback.reason, "find that program and stop it", state=setback.state)
+    left = now.kept.files.get(path)
+    if left is None or left == now.inventory.content(path):
+        return None
+    return refusal(
+        path,
+        "somebody changed it since it was written",
+        'kata-gpu apply writes it anew, and so would drift = "repair"',
+        state=UnitState.DRIFTED,
+    )
 
 
 def blocked(unit: Unit, pool: Pool) -> tuple[Finding, ...]:

@@ -17,7 +17,7 @@ from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.pci import PciFunction
-from kata_gpu.model.plan import Finding, Move, MoveGroup, NoteUse, Plan, Setback, Severity
+from kata_gpu.model.plan import Finding, Move, MoveGroup, NoteUse, Order, Plan, Setback, Severity
 from kata_gpu.model.unit import Unit
 from kata_gpu.plan import cdi, checks, cleaning, objections, published, targets, units
 from kata_gpu.plan.cleaning import CleaningStep
@@ -33,13 +33,15 @@ def plan(
     cdi_directory: str,
     failed: Mapping[str, Setback] | None = None,
     opened: frozenset[str] = frozenset(),
+    kept: Order | None = None,
 ) -> Plan:
     """Return every step from *inventory* to *blueprint*.
 
-    *failed* names units that are not to be tried now, with the reason; *opened* those that
-    somebody was seen to open since the last look.
+    *failed* names units and files that are not to be touched now, with the reason; *opened*
+    units that somebody was seen to open since the last look; *kept* is what is only reported
+    where it is no longer so.
     """
-    now = Situation.of(blueprint, inventory, ledger, failed)
+    now = Situation.of(blueprint, inventory, ledger, failed, kept)
     formed = units.form(blueprint, inventory, ledger)
     draft = _Draft(now, cdi_directory, opened)
     draft.findings.extend(formed.findings)
@@ -48,6 +50,17 @@ def plan(
     draft.consider_orphans({unit.id for unit in formed.units})
     draft.consider_platform()
     return draft.finish()
+
+
+def survey(blueprint: Blueprint, inventory: Inventory, *, reason: str) -> Plan:
+    """Return the plan of an agent that may change nothing: no steps, and why."""
+    remedy = "see kata-gpu explain for each unit, and mend that first"
+    told = [objections.refusal("node", f"nothing is changed: {reason}", remedy)]
+    formed = units.form(blueprint, inventory, Ledger())
+    for unit in formed.units:
+        if not all(inventory.by_address()[address].is_on_vfio for address in unit.functions):
+            told.append(objections.refusal(unit.id, f"nothing is changed: {reason}", remedy))
+    return Plan(blueprint=blueprint.version, findings=(*told, *formed.findings))
 
 
 def release(
@@ -222,7 +235,9 @@ class _Draft:
                 "it is bound in the next pass",
             )
             return
-        if self._objects(objections.held(now, unit.id, moves)):
+        if self._objects(
+            objections.drifted(now, unit.id, moves) or objections.held(now, unit.id, moves)
+        ):
             self._loads = {m: [u for u in us if u != unit.id] for m, us in self._loads.items()}
             return
         if entry is not None and now.is_settled(unit):
@@ -234,8 +249,8 @@ class _Draft:
             self._moves.append(
                 MoveGroup(entry=begun, groups=unit.groups, moves=moves, reason=reason)
             )
-            if begun.is_used:  # it is cleaned in the next pass, and offered after that
-                return
+            if begun.is_used and not now.holders(unit.functions):
+                return  # it is cleaned in the next pass, and offered after that
         self._offer(unit, pool, moves)
 
     def _may_be_had(self, unit: Unit, entry: LedgerEntry) -> bool:
@@ -297,6 +312,8 @@ class _Draft:
         )
         self.findings.extend(findings)
         for wish in wishes:
+            if not steps.is_so(wish) and self._objects(objections.file(now, wish.path)):
+                continue
             steps.fulfil(wish, tuple(sorted(numbers[u] for u in wish.units & numbers.keys())))
         wanted = {wish.path for wish in wishes}
         stale = (path for path in now.ledger.files if path not in wanted)

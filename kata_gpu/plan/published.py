@@ -37,11 +37,15 @@ class Steps:
         self.steps.append(step)
         return len(self.steps)
 
+    def is_so(self, wish: Wish) -> bool:
+        """Tell whether the file will be what it should be, without a further step."""
+        return self._files.get(wish.path) == wish.content
+
     def fulfil(self, wish: Wish, needs: tuple[int, ...]) -> None:
         """Add the step that makes a file what it should be, if it is not."""
-        now = self._files.get(wish.path)
-        if now == wish.content:
+        if self.is_so(wish):
             return
+        now = self._files.get(wish.path)
         self._files[wish.path] = wish.content
         if wish.content is None:
             self.add(RemoveFile(path=wish.path, reason=wish.reason, needs=needs))

@@ -10,7 +10,7 @@ from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
-from kata_gpu.model.plan import Move, Setback
+from kata_gpu.model.plan import Move, Order, Setback
 from kata_gpu.model.unit import Unit
 from kata_gpu.model.vfio import VfioDriver
 from kata_gpu.plan import targets
@@ -24,7 +24,10 @@ class Situation:
     inventory: Inventory
     ledger: Ledger
     failed: Mapping[str, Setback]
-    """Units that are not to be tried now."""
+    """Units and files that are not to be touched now."""
+
+    kept: Order
+    """What was in order and is not to be repaired."""
 
     functions: Mapping[PciAddress, PciFunction] = field(repr=False)
     best: Mapping[PciAddress, VfioDriver] = field(repr=False)
@@ -36,6 +39,7 @@ class Situation:
         inventory: Inventory,
         ledger: Ledger,
         failed: Mapping[str, Setback] | None = None,
+        kept: Order | None = None,
     ) -> Self:
         """Return the situation, with what is asked of it most at hand."""
         return cls(
@@ -43,6 +47,7 @@ class Situation:
             inventory=inventory,
             ledger=ledger,
             failed=failed or {},
+            kept=kept or Order(),
             functions=inventory.by_address(),
             best={driver.address: driver for driver in inventory.vfio_drivers},
         )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kata_gpu.model import blueprint as model
-from kata_gpu.model.blueprint import Blueprint, KataHandler, Mode, Pool, Runtime, Selector
+from kata_gpu.model.blueprint import Blueprint, Drift, KataHandler, Mode, Pool, Runtime, Selector
 from kata_gpu.model.pci import PciAddress
 from kata_gpu.settings import toml_file
 from kata_gpu.settings.toml_file import AbsolutePath, Table
@@ -59,11 +59,11 @@ def _known_schema(schema: int) -> int:
     return schema
 
 
-def _one_of(kind: type[Mode] | type[Runtime]) -> BeforeValidator:
+def _one_of(kind: type[Mode] | type[Runtime] | type[Drift]) -> BeforeValidator:
     """Take the exact words of an enumeration; strict mode would want the enumeration."""
     words = [member.value for member in kind]
 
-    def parse(text: Any) -> Mode | Runtime:
+    def parse(text: Any) -> Mode | Runtime | Drift:
         if text not in words:
             raise ValueError(f"expected one of {', '.join(words)}")
         return kind(text)
@@ -188,6 +188,7 @@ class BlueprintFile(Table):
 
     schema_version: Annotated[int, AfterValidator(_known_schema)] = Field(alias="schema")
     version: _Label
+    drift: Annotated[Drift, _one_of(Drift)] = Drift.REPAIR
     pool: tuple[PoolTable, ...] = ()
     kata: KataTable = KataTable()
 
@@ -206,6 +207,7 @@ class BlueprintFile(Table):
         """Return the blueprint."""
         return Blueprint(
             version=self.version,
+            drift=self.drift,
             pools=tuple(pool.value() for pool in self.pool),
             handlers=tuple(handler.value() for handler in self.kata.handler),
         )

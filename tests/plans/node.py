@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -17,22 +17,27 @@ from kata_gpu.act import binding
 from kata_gpu.discover import inventory as discover
 from kata_gpu.discover import vfio
 from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.holder import Holder, How
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger, Stage
-from kata_gpu.model.pci import Identity
+from kata_gpu.model.operation import Operation
+from kata_gpu.model.pci import Identity, PciAddress
 from kata_gpu.model.plan import (
     CleanUnit,
     LoadModule,
     MoveGroup,
     NoteUse,
+    Order,
     Plan,
     Quarantine,
     RemoveFile,
     Setback,
+    Step,
     WriteFile,
 )
 from kata_gpu.plan import cdi, planner
 from kata_gpu.settings import blueprint as settings
+from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 
 CDI: Final = "/var/run/cdi"
@@ -52,6 +57,10 @@ class Node:
         self.root = kernel.tree.root
         self.ledger = Ledger()
         self._iommufd = iommufd
+        self.kept = Order()
+        """What is only reported when it drifts."""
+        self.hung: tuple[Operation, ...] = ()
+        self._held: dict[PciAddress, tuple[Holder, ...]] = {}
         self.again: Callable[[], Plan] = self.release
         """Makes the last plan anew, of the node as it is by then."""
 
@@ -59,10 +68,30 @@ class Node:
         """Return what the agent would do for a blueprint."""
         self.again = lambda: self.plan(text, failed=failed)
         blueprint = settings.parse(text)
-        setbacks = {u: Setback(reason=why, is_held=False) for u, why in (failed or {}).items()}
+        setbacks = {u: Setback(reason=why) for u, why in (failed or {}).items()}
         return planner.plan(
-            blueprint, self.look(blueprint), self.ledger, cdi_directory=CDI, failed=setbacks
+            blueprint,
+            self.look(blueprint),
+            self.ledger,
+            cdi_directory=CDI,
+            failed=setbacks,
+            kept=self.kept,
         )
+
+    def hold(self, address: str, command: str, device: str) -> None:
+        """Let somebody have a function from now on."""
+        holder = Holder(pid=4242, command=command, device=device, how=How.OPEN, user="root")
+        self._held[PciAddress.parse(address)] = (holder,)
+
+    def let_go(self) -> None:
+        """Let everybody go."""
+        self._held.clear()
+
+    def know(self, **changes: Any) -> None:
+        """Change what the ledger says of the GPU."""
+        entry = self.ledger.entry(nodes.GPU)
+        assert entry is not None
+        self.ledger = self.ledger.with_entry(replace(entry, **changes))
 
     def release(self, *units: str) -> Plan:
         """Return how units are given back; all of them without a name."""
@@ -90,15 +119,22 @@ class Node:
                 case WriteFile():
                     self.put(step.path, step.content)
                     self.ledger = self.ledger.with_file(step.path)
-                case CleanUnit():
-                    entry = self.ledger.entry(step.unit)
-                    assert entry is not None
-                    self.ledger = self.ledger.with_entry(replace(entry, is_used=False))
-                case NoteUse() | Quarantine():
-                    raise AssertionError(step)
                 case RemoveFile():
                     self.kernel.host.path(step.path).unlink()
                     self.ledger = self.ledger.without_file(step.path)
+                case _:
+                    self._note(step)
+
+    def _note(self, step: Step) -> None:
+        match step:
+            case CleanUnit():
+                self.know(is_used=False)
+            case NoteUse():
+                self.know(is_used=True)
+            case Quarantine():
+                self.know(quarantine=step.reason)
+            case _:
+                raise AssertionError(step)
 
     def _move(self, step: MoveGroup) -> None:
         self.ledger = self.ledger.with_entry(step.entry)
@@ -136,7 +172,12 @@ class Node:
             handlers={handler.name: handler.config for handler in blueprint.handlers},
             paths=(*(cdi.path(CDI, kind) for kind in kinds), *self.ledger.files),
         )
-        found = replace(found, platform=replace(found.platform, iommufd=self._iommufd))
+        found = replace(
+            found,
+            platform=replace(found.platform, iommufd=self._iommufd),
+            holders=dict(self._held),
+            operations=self.hung,
+        )
         return vfio.suited(self.kernel.host, found)
 
     def put(self, path: str, text: str) -> None:
