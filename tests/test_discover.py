@@ -229,3 +229,33 @@ def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     found = discover.collect(kernel.host, paths=("/run/a",))
     assert found.files == ()
     assert [problem.subject for problem in found.problems] == ["/run/a"]
+
+
+# Identity
+
+
+def test_a_card_has_the_name_of_its_slot_and_its_serial_number(tmp_path: Path) -> None:
+    kernel = nodes.single_gpu(tmp_path)
+    kernel.tree.text("sys/bus/pci/slots/4/address", "0000:01:00\n")
+    kernel.tree.text("sys/bus/pci/slots/5/address", "0000:02:00\n")
+    kernel.tree.text("sys/bus/pci/slots/empty/address", "0000:03\n")
+    home = (kernel.root / f"bus/pci/devices/{nodes.GPU}").resolve()
+    (home / "serial_number").write_text("00-11-22-33-44-55-66-77\n")
+    found = discover.collect(kernel.host).functions[-1]
+    assert (found.slot, found.serial) == ("4", "00-11-22-33-44-55-66-77")
+
+
+@pytest.mark.parametrize("said", ["00-00-00-00-00-00-00-00", "ff-ff-ff-ff-ff-ff-ff-ff", "\x1b[0m"])
+def test_a_serial_number_that_says_nothing_is_none(said: str, tmp_path: Path) -> None:
+    kernel = nodes.single_gpu(tmp_path)
+    home = (kernel.root / f"bus/pci/devices/{nodes.GPU}").resolve()
+    (home / "serial_number").write_text(f"{said}\n")
+    assert discover.collect(kernel.host).functions[-1].serial is None
+
+
+def test_without_one_it_is_what_nvidias_driver_calls_it(tmp_path: Path) -> None:
+    kernel = nodes.single_gpu(tmp_path)
+    uuid = "GPU-5c5d5a33-9b1f-4c2e-8e0b-3d0f2f0c9a11"
+    text = f"Model: \t NVIDIA H100\nGPU UUID: \t {uuid}\n"
+    kernel.tree.text(f"proc/driver/nvidia/gpus/{nodes.GPU}/information", text)
+    assert discover.collect(kernel.host).functions[-1].serial == uuid

@@ -84,6 +84,7 @@ _functions = st.builds(
     original=st.builds(Binding, driver=_drivers, override=_drivers),
     slot=_texts,
     serial=_texts,
+    target=_drivers,
 )
 _entries = st.builds(
     LedgerEntry,
@@ -154,6 +155,7 @@ def body_with(**changes: object) -> dict[str, Any]:
         "override": None,
         "slot": None,
         "serial": None,
+        "target": None,
     }
     unit = {
         "unit": "0000:01:00.0",

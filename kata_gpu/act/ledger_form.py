@@ -74,7 +74,9 @@ def _migrated(body: dict[str, Any]) -> dict[str, Any]:
         {
             **_ADDED_TO_UNITS,
             **unit,
-            "functions": [{"slot": None, "serial": None, **f} for f in unit["functions"]],
+            "functions": [
+                {"slot": None, "serial": None, "target": None, **f} for f in unit["functions"]
+            ],
         }
         for unit in body["units"]
     ]
@@ -95,6 +97,7 @@ def _unit(entry: LedgerEntry) -> dict[str, Any]:
                 "override": function.original.override,
                 "slot": function.slot,
                 "serial": function.serial,
+                "target": function.target,
             }
             for function in entry.functions
         ],
@@ -147,6 +150,7 @@ def _function(function: dict[str, Any]) -> OriginalFunction:
         ),
         slot=_text(function["slot"]),
         serial=_text(function["serial"]),
+        target=_driver(function["target"]),
     )
 
 

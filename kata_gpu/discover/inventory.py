@@ -6,7 +6,9 @@ rest only the identity is read. A function that vanishes or lies in between is a
 inventory: it never spoils the others.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -25,6 +27,7 @@ Interest = Callable[[Identity], bool]
 
 _GROUPS: Final = "kernel/iommu_groups"
 _NOIOMMU: Final = "vfio-noiommu"
+_UUID: Final = re.compile(r"^GPU UUID:\s+(GPU-[0-9a-f-]{36})$", re.MULTILINE)
 _DIRECT: Final = "direct"
 
 
@@ -59,15 +62,15 @@ def collect(
     with pci_ids.opened(host.root) as names:
         for address in sorted(wanted):
             try:
-                found.append(
-                    functions.details(
-                        host.sysfs,
-                        places[address],
-                        names,
-                        overrides[address],
-                        slot=slots.get(address.slot),
-                    )
+                function = functions.details(
+                    host.sysfs,
+                    places[address],
+                    names,
+                    overrides[address],
+                    slot=slots.get(address.slot),
                 )
+                uuid = None if function.serial else _uuid(host, function)
+                found.append(function if uuid is None else replace(function, serial=uuid))
             except UnreadableFunctionError as error:
                 problems.append(Problem(subject=str(address), reason=str(error)))
     numbers = {f.iommu_group for f in found if f.iommu_group is not None}
@@ -86,6 +89,18 @@ def collect(
         problems=(*problems, *unknown),
         read_at=read_at,
     )
+
+
+def _uuid(host: Host, function: PciFunction) -> str | None:
+    """Return what NVIDIA's driver calls a GPU that it has; None for any other."""
+    if function.binding.driver != "nvidia":
+        return None
+    try:
+        said = files.read(host.path(f"/proc/driver/nvidia/gpus/{function.address}/information"))
+    except HostError:
+        return None
+    match = _UUID.search(said or "")
+    return None if match is None else match[1]
 
 
 def _overrides(

@@ -35,7 +35,10 @@ class OriginalFunction:
     """Name of the physical slot (/sys/bus/pci/slots); None where firmware names none."""
 
     serial: str | None = None
-    """What tells it from others of its kind (an NVIDIA UUID); None where it could not be read."""
+    """What tells it from others of its kind; None where it could not be read."""
+
+    target: str | None = None
+    """The driver that it is moved to while it is ours; None in a ledger of before 0.2."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

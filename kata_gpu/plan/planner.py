@@ -244,7 +244,7 @@ class _Draft:
             if not self._may_be_had(unit, entry):
                 return
         else:
-            begun = _binding_entry(unit, functions, entry)
+            begun = _binding_entry(unit, functions, entry, moves)
             reason = f"pool {pool.name} passes it through"
             self._moves.append(
                 MoveGroup(entry=begun, groups=unit.groups, moves=moves, reason=reason)
@@ -371,14 +371,19 @@ class _Draft:
 
 
 def _binding_entry(
-    unit: Unit, functions: Iterable[PciFunction], entry: LedgerEntry | None
+    unit: Unit,
+    functions: Iterable[PciFunction],
+    entry: LedgerEntry | None,
+    moves: Iterable[Move],
 ) -> LedgerEntry:
     """Return what the ledger must say before the unit is touched; originals never change.
 
     One that was on VFIO already is adopted; nobody knows who had it.
     """
+    names = {move.address: move.target.driver for move in moves}
     if entry is not None:
-        return replace(entry, stage=Stage.BINDING)
+        known = tuple(replace(f, target=names.get(f.address, f.target)) for f in entry.functions)
+        return replace(entry, stage=Stage.BINDING, functions=known)
     return LedgerEntry(
         unit=unit.id,
         stage=Stage.BINDING,
@@ -390,6 +395,7 @@ def _binding_entry(
                 original=function.binding,
                 slot=function.slot,
                 serial=function.serial,
+                target=names.get(function.address, function.binding.driver),
             )
             for function in functions
         ),
