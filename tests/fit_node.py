@@ -61,6 +61,7 @@ FIT: Final = NodeFacts(
         unsafe_interrupts=False,
         noiommu_mode=False,
         taint=0,
+        operations=(),
         hugepages=(Hugepages(size_kib=2048, total=512, free=512),),
         tee_parameters=(("kvm_amd.sev_snp", None), ("kvm_intel.tdx", "N")),
     ),

@@ -17,6 +17,7 @@ from kata_gpu.model.node_facts import (
     Unknown,
     UnreadCdiFile,
 )
+from kata_gpu.model.operation import Operation
 from kata_gpu.plan import doctor
 from tests.fit_node import DISK, FIT, SYSFS, directory, node, spec, with_
 from tests.values import PLATFORM
@@ -70,6 +71,14 @@ def part(name: str, how: PartState) -> NodeFacts:
     return with_("agent", **{name: AgentPart(state=how, detail="as told")})
 
 
+HUNG: Final = Operation(
+    pid=4711,
+    attribute="bus/pci/drivers/nvidia/unbind",
+    value="0000:01:00.0",
+    age_s=95.0,
+    wait_channel="os_delay",
+)
+
 ROWS: Final = [
     ("iommu", platform(iommu=None), ERROR, "no IOMMU is in use"),
     ("interrupt-remapping", platform(interrupt_remapping=False), ERROR, "off: no interrupt"),
@@ -92,6 +101,7 @@ ROWS: Final = [
     ("unsafe-interrupts", kernel(unsafe_interrupts=None), OK, "not loaded yet"),
     ("noiommu-mode", kernel(noiommu_mode=True), ERROR, "enable_unsafe_noiommu_mode is Y"),
     ("noiommu-mode", kernel(noiommu_mode=None), OK, "not loaded, or built without it"),
+    ("stuck-operations", kernel(operations=(HUNG,)), ERROR, "unbind hangs for 95 s in os_delay"),
     ("kernel-taint", kernel(taint=1 << 7 | 1), ERROR, "tainted: D of 129"),
     ("kernel-taint", kernel(taint=1 << 9), WARNING, "tainted: W of 512"),
     ("kernel-taint", kernel(taint=1 << 4), WARNING, "M of 16"),

@@ -7,6 +7,7 @@ must not look sound.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kata_gpu.model.operation import Operation
 from kata_gpu.model.platform import Platform
 
 
@@ -42,6 +43,9 @@ class KernelFacts:
     """vfio.enable_unsafe_noiommu_mode; None while the module is not loaded, or has it not."""
 
     taint: int | Unknown
+    operations: tuple[Operation, ...] | Unknown
+    """What a child of an agent waits for, where nothing can end it."""
+
     hugepages: tuple[Hugepages, ...] | Unknown
     tee_parameters: tuple[tuple[str, str | None], ...] | Unknown
     """KVM's own word on each trusted environment; None while its module is not loaded."""

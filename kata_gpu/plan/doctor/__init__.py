@@ -27,6 +27,7 @@ CHECKS: Final[Mapping[str, Callable[[NodeFacts], Iterable[Answer]]]] = {
     "noiommu-mode": kernel.noiommu_mode,
     "kernel-command-line": command_line.settings,
     "kernel-taint": kernel.taint,
+    "stuck-operations": kernel.stuck_operations,
     "kernel-modules": modules.on_disk,
     "vfio-modules": modules.loadable,
     "module-rules": modules.rules,

@@ -112,6 +112,23 @@ def taint(facts: NodeFacts) -> Iterable[Answer]:
         yield ok("not tainted")
 
 
+def stuck_operations(facts: NodeFacts) -> Iterable[Answer]:
+    """No unbind, bind or reset of the agent hangs in the kernel."""
+    operations = facts.kernel.operations
+    if isinstance(operations, Unknown):
+        yield unknown(operations)
+        return
+    for operation in operations:
+        yield Answer(
+            grade=Grade.ERROR,
+            found=str(operation),
+            why="its unit is stuck, and a reboot will hang too",
+            remedy="end what uses the device; if nothing does, only a power cycle helps",
+        )
+    if not operations:
+        yield ok("none")
+
+
 def hugepages(facts: NodeFacts) -> Iterable[Answer]:
     """How many pages are set aside for guests."""
     pages = facts.kernel.hugepages
