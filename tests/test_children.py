@@ -112,6 +112,13 @@ def test_a_store_that_hangs_is_left_to_its_child(hasty: Children, tmp_path: Path
         assert operation.wait_channel
 
 
+def test_a_newline_that_hangs_is_known_again_too(hasty: Children, tmp_path: Path) -> None:
+    with hanging(tmp_path / UNBIND):
+        with pytest.raises(StuckError) as left:
+            hasty.write(UNBIND, b"\n")
+        assert [o.value for o in children.leftovers(PROC) if o.pid == left.value.pid] == [r"\n"]
+
+
 def test_an_attribute_that_hangs_spoils_no_other(hasty: Children, tmp_path: Path) -> None:
     with hanging(*(tmp_path / name for name in (UNBIND, f"{UNBIND}-too"))):
         answers = hasty.read(["vendor", UNBIND, f"{UNBIND}-too", "vendor"])

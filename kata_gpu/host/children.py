@@ -17,6 +17,7 @@ drivers/base/core.c; memfd_create(2).
 
 import errno
 import os
+import re
 import select
 import signal
 import socket
@@ -34,6 +35,8 @@ Answer = str | KataGpuError
 _STORE: Final = b"kata-gpu-store"
 _READ: Final = b"kata-gpu-read"
 _LABEL: Final = "kata-gpu:"
+_LINK: Final = re.compile(r"/memfd:kata-gpu:([\w:./-]+)(?:=([ -~]*?))?(?: \(deleted\))?", re.ASCII)
+_SYMBOL: Final = re.compile(r"[A-Za-z_][\w.]{0,127}", re.ASCII)
 _LABEL_MAX_BYTES: Final = 249  # memfd_create(2)
 _REQUEST_MAX_BYTES: Final = 65536
 _PATHS_AT_ONCE: Final = 300
@@ -245,16 +248,15 @@ def _operation(proc: Path, process: str) -> Operation | None:
     except OSError:
         return None
     for target in targets:
-        label = target.removeprefix("/memfd:")
-        if label != target and label.startswith(_LABEL):
-            doing = label.removeprefix(_LABEL).removesuffix(" (deleted)")
-            attribute, is_store, value = doing.partition("=")
+        label = _LINK.fullmatch(target)
+        if label is not None:
+            channel = _first_line(folder / "wchan")
             return Operation(
                 pid=int(process),
-                attribute=attribute,
-                value=value if is_store else None,
+                attribute=label[1],
+                value=label[2],
                 age_s=_age_s(proc, process),
-                wait_channel=_first_line(folder / "wchan").removeprefix("0") or None,
+                wait_channel=channel if _SYMBOL.fullmatch(channel) else None,
             )
     return None
 
@@ -322,7 +324,13 @@ def _do(request: bytes, writing: int) -> None:
     with open("/proc/self/comm", "wb", buffering=0) as comm:
         comm.write(name)
     for number, attribute in enumerate(attributes):
-        label = b"".join((_LABEL.encode(), attribute, b"=" + value if name == _STORE else b""))
+        label = b"".join(
+            (
+                _LABEL.encode(),
+                attribute,
+                b"=" + value.replace(b"\n", b"\\n") if name == _STORE else b"",
+            )
+        )
         described = os.memfd_create(os.fsdecode(label[:_LABEL_MAX_BYTES]))
         code, text = 0, b""
         try:

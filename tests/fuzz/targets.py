@@ -3,11 +3,12 @@
 A target raises nothing: an error that the code declares is an answer, and its text is checked
 (`_told`); any other exception is a finding. It works in the empty folder it is given, and leaves
 what it likes there. A new target is a function, its line in `TARGETS`, and a folder of the
-corpus with one input; `kata_gpu.host.modules` wants one when it reads `modules.alias`.
+corpus with one input.
 """
 
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,10 +20,11 @@ from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
 from kata_gpu.discover import functions
 from kata_gpu.errors import HostError, InvalidBlueprint, KataGpuError, LedgerError
-from kata_gpu.host import Host
+from kata_gpu.host import Host, children, modules
 from kata_gpu.host.pci_ids import PciIds
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.host.uevents import Uevents
+from kata_gpu.model import vfio
 from kata_gpu.model.ledger import SCHEMA, Ledger
 from kata_gpu.model.plan import text
 from kata_gpu.observe import client
@@ -39,6 +41,7 @@ FIELD: Final = b"\n--\n"
 
 _ADDRESS: Final = "0000:01:00.0"
 _NAME_MAX_BYTES: Final = 255  # of anything that a folder lists
+_MODULE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MESSAGE_MAX: Final = 4096  # of a line that an admin reads in a journal
 
 
@@ -222,6 +225,36 @@ class _Device:
         return self._path.decode()
 
 
+def modules_alias(data: bytes, folder: Path) -> None:
+    """The aliases of a kernel's modules, and the choice that is made by them."""
+    path = folder / "lib/modules/6.1.0/modules.alias"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    try:
+        aliases = modules.vfio_aliases(folder, "6.1.0")
+    except HostError as error:
+        _told(error)
+        return
+    chosen = vfio.best_module(aliases, (0x10DE, 0x2342, 0x10DE, 0x16EB, 3, 2, 0))
+    assert _MODULE.fullmatch(chosen), chosen
+
+
+def processes(data: bytes, folder: Path) -> None:
+    """What a process chooses to be called and to have open, for who looks for our children."""
+    command, _, label = data.partition(FIELD)
+    process = folder / "proc/4242"
+    (process / "fd").mkdir(parents=True, exist_ok=True)
+    (process / "comm").write_bytes(command)
+    link = process / "fd/3"
+    link.unlink(missing_ok=True)
+    with suppress(ValueError, OSError):  # no link holds that
+        link.symlink_to("/memfd:kata-gpu:" + os.fsdecode(label))
+    for operation in children.leftovers(folder / "proc"):
+        assert operation.pid == 4242
+        assert str(operation).isprintable(), operation
+        assert operation.address is None or str(operation.address) in os.fsdecode(data)
+
+
 def status_server(data: bytes, folder: Path) -> None:
     """What a client sends to the status socket before it ends its side."""
     for reply in conversation.replies(data, folder / "status.sock"):
@@ -257,6 +290,8 @@ TARGETS: Final[dict[str, Target]] = {
     "blueprint": blueprints,
     "cdi": cdi_spec,
     "ledger": ledger,
+    "modules-alias": modules_alias,
+    "processes": processes,
     "settings": settings,
     "status-client": status_client,
     "status-server": status_server,
