@@ -26,9 +26,11 @@ def _without_unit(facts: Facts, case: Case) -> Iterable[str]:
     yield from _remedies(facts, case)
     if case.function is not None and case.state is None:
         yield from _mends(facts, case)
+        gpus = sorted(str(f.address) for f in (case.function, *case.mates) if f.is_gpu)
+        chosen = str(case.address) if case.function.is_gpu or not gpus else gpus[0]
         yield (
-            f'give it to a pool in the blueprint: mode = "passthrough", and select = '
-            f'[{{ address = "{case.address}" }}] or what else is true of it'
+            f'select {chosen} in a pool of the blueprint: mode = "passthrough", a resource, and '
+            f'select = [{{ address = "{chosen}" }}] or what else is true of it'
         )
 
 
@@ -78,7 +80,7 @@ def _remedies(_facts: Facts, case: Case) -> Iterable[str]:
 
 
 def _mends(_facts: Facts, case: Case) -> Iterable[str]:
-    """Give the mends of what would be in the way of a pool that passes it through."""
+    """Give the mends of what is, or would be, in the way of a pool that passes it through."""
     if case.verdict is not None:
         yield from (blocker.remedy for blocker in case.verdict.blockers)
 
@@ -121,7 +123,7 @@ _SIDES: Final[Mapping[UnitState, tuple[Callable[[Facts, Case], Iterable[str]], .
     UnitState.FOREIGN: (_remedies, _again),
     UnitState.FAILED: (_mend_the_reason, _remedies, _at_once),
     UnitState.STUCK: (_let_go, _remedies),
-    UnitState.QUARANTINED: (_remedies, _again),
+    UnitState.QUARANTINED: (_mends, _remedies, _again),
     UnitState.HOST: (_remedies, _mends, _another_mode),
     UnitState.IGNORED: (_remedies, _mends, _another_mode),
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.explanation import ModuleUse, Said, Unsaid
 from kata_gpu.model.holder import Holder
-from kata_gpu.model.inventory import Inventory
+from kata_gpu.model.inventory import Inventory, Problem
 from kata_gpu.model.iommu import Verdict, judge, judge_without_group
 from kata_gpu.model.isolation import all_bonded, bonds
 from kata_gpu.model.ledger import Ledger, LedgerEntry
@@ -60,6 +60,9 @@ class Case:
     reason: str | None
     verdict: Verdict | None
     """On its groups; None for a bridge and for what is gone."""
+
+    problems: tuple[Problem, ...]
+    """What could not be read of its groups and of what is in the way."""
 
     entry: LedgerEntry | None
     holders: tuple[Holder, ...]
@@ -122,6 +125,7 @@ def choose(facts: Facts, address: PciAddress) -> Case:
     findings = tuple(_findings(facts, name, pool, function, mates))
     found = _state(facts, unit, findings)
     members = unit.functions if unit else (address,)
+    verdict = unit.verdict if unit else _verdict(inventory, function)
     return Case(
         address=address,
         function=function,
@@ -131,7 +135,8 @@ def choose(facts: Facts, address: PciAddress) -> Case:
         pool=pool,
         state=found[0],
         reason=found[1],
-        verdict=unit.verdict if unit else _verdict(inventory, function),
+        verdict=verdict,
+        problems=_problems(inventory, verdict),
         entry=entry,
         holders=now.holders(members),
         operations=tuple(
@@ -231,6 +236,16 @@ def _verdict(inventory: Inventory, function: PciFunction | None) -> Verdict | No
     if not groups:
         return judge_without_group(function, inventory.platform)
     return judge(groups, inventory.by_address(), inventory.platform)
+
+
+def _problems(inventory: Inventory, verdict: Verdict | None) -> tuple[Problem, ...]:
+    if verdict is None:
+        return ()
+    subjects = {
+        *(str(blocker.address) for blocker in verdict.blockers),
+        *(f"group {number}" for number in verdict.groups),
+    }
+    return tuple(problem for problem in inventory.problems if problem.subject in subjects)
 
 
 def _nodes(facts: Facts, name: str, pool: Pool | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from kata_gpu.model.iommu import Verdict
 from kata_gpu.model.ledger import LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciFunction
+from kata_gpu.model.unit import UnitState
 from kata_gpu.plan import cdi
 from kata_gpu.plan.explanation.case import Case, Facts, holds_up_the_bus
 from kata_gpu.plan.explanation.selection import missed
@@ -87,8 +88,8 @@ def _belonging(facts: Facts, case: Case) -> Iterable[str]:
     if unit is not None and pool is not None:
         if case.address != unit.primary:
             yield _passenger(case)
-        members = ", ".join(map(str, unit.functions))
-        yield f"unit {unit.id} goes to a VM as a whole: {members}"
+        others = ", ".join(str(f) for f in unit.functions if f != unit.primary)
+        yield f"unit {unit.id} goes as a whole, with {others or 'no other function'}"
         resource = f", as resource {pool.resource}" if pool.resource else ""
         yield f"pool {pool.name} has it, with mode {pool.mode}{resource}"
     elif case.is_bridge:
@@ -129,9 +130,9 @@ def _judged(case: Case) -> Iterable[str]:
     if not case.is_wanted:
         yield "no pool gives it to a VM; if one did, this would be in the way:"
     for blocker in verdict.blockers:
-        where = f"{blocker.address}: " if blocker.address else ""
-        yield f"in the way: {where}{blocker.reason}"
-        yield f"the mend: {blocker.remedy}"
+        yield f"in the way: {blocker}"
+    for problem in case.problems:
+        yield f"{problem.subject} is not known: {problem.reason}"
 
 
 def _together(verdict: Verdict) -> str:
@@ -193,7 +194,7 @@ def _steps(facts: Facts, case: Case) -> Iterable[str]:
             f"{time(outcome.ended_at)} {outcome.result}: {outcome.step}"
             f" ({outcome.elapsed_s:.2f} s){why}"
         )
-    for step in case.steps:
+    for step in case.steps if case.state is not UnitState.FAILED else ():  # a look tries it again
         yield f"next: {step.headline}, because {step.reason}"
     if isinstance(facts.said, Said):
         yield from facts.said.troubles
@@ -207,7 +208,7 @@ def _cleaned(case: Case) -> Iterable[str]:
         cleaned = entry.cleaned
         yield f"it was cleaned last at {time(cleaned.at)} by {cleaned.method}: {cleaned.result}"
     if entry.is_used:
-        yield "somebody had it since, so it is reset before anybody else gets it"
+        yield "somebody has had it, so nobody else gets it before it is clean again"
     if entry.quarantine is not None:
         yield f"it is in quarantine: {entry.quarantine}"
 

@@ -8,12 +8,13 @@ from kata_gpu.model.pci import PciFunction
 
 
 def missed(pool: Pool, function: PciFunction) -> str:
-    """Return why *pool* does not have *function*: it misses a condition, or found no room."""
+    """Return why *pool* may not have *function*: it misses a condition, or found no room."""
     if function.is_bridge:
         return f"pool {pool.name} selects no bridge, as no pool does"
     reasons = [first_miss(selector, function) for selector in pool.selectors]
     if None in reasons:
-        return f"pool {pool.name} selects it, but has its {pool.max_units} units already"
+        limit = "" if pool.max_units is None else f", but may have {pool.max_units} units only"
+        return f"pool {pool.name} selects it{limit}"
     return f"pool {pool.name} does not select it: {'; '.join(filter(None, reasons))}"
 
 
