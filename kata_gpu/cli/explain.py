@@ -8,7 +8,7 @@ from kata_gpu.cli import configuration, context, output
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError, UnservedError
 from kata_gpu.host import Host
-from kata_gpu.model.explanation import Explanation, Said, Unsaid, text
+from kata_gpu.model.explanation import Explanation, Said, Unsaid, lines
 from kata_gpu.observe import client, said
 from kata_gpu.observe.document import document
 from kata_gpu.plan import explanation
@@ -47,6 +47,6 @@ def _word(host: Host, settings: Settings) -> Said | Unsaid:
 
 def _print(found: Explanation) -> None:
     """Print each line without what a node's strings could do to a terminal."""
-    headline, *lines = map(output.printable, text(found).splitlines())
+    headline, *rest = map(output.printable, lines(found))
     colour = output.STATES.get(found.state or "", "dim")
-    print("\n".join([output.coloured(headline, colour), *lines]))
+    print("\n".join([output.coloured(headline, colour), *rest]))

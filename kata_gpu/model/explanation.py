@@ -87,11 +87,11 @@ class Explanation:
     """What makes it available, or how a pod asks for it, in order."""
 
 
-def text(explanation: Explanation) -> str:
-    """Return the explanation as a person reads it; ends with a newline."""
-    lines = [explanation.headline, f"({explanation.source})"]
+def lines(explanation: Explanation) -> tuple[str, ...]:
+    """Return the explanation as a person reads it, each sentence in a line of its own."""
+    found = [explanation.headline, f"({explanation.source})"]
     for section in explanation.sections:
-        lines += ["", section.title, *(f"  {sentence}" for sentence in section.sentences)]
-    lines += ["", "What to do"]
-    lines += [f"  {number}. {action}" for number, action in enumerate(explanation.actions, 1)]
-    return "\n".join(lines) + "\n"
+        found += ["", section.title, *(f"  {sentence}" for sentence in section.sentences)]
+    found += ["", "What to do"]
+    found += [f"  {number}. {action}" for number, action in enumerate(explanation.actions, 1)]
+    return tuple(found)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_gpu.model.explanation import Explanation, text
+from kata_gpu.model.explanation import Explanation, lines
 from kata_gpu.model.pci import PciAddress
 from kata_gpu.model.unit import UnitState
 from kata_gpu.plan import explanation
@@ -33,10 +33,10 @@ def explained(name: str, root: Path) -> Explanation:
 
 
 def written(found: Explanation, root: Path) -> str:
-    lines = text(found).replace(str(root), "")
+    text = "\n".join((*lines(found), "")).replace(str(root), "")
     for passing, fixed in _PASSING:
-        lines = passing.sub(fixed, lines)
-    return lines
+        text = passing.sub(fixed, text)
+    return text
 
 
 @pytest.mark.parametrize("name", sorted(SITUATIONS))
@@ -67,8 +67,8 @@ def _write() -> None:
     for name in SITUATIONS:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            lines = written(explained(name, root), root)
-        (_GOLDEN / f"{name}.txt").write_text(lines, encoding="utf-8")
+            text = written(explained(name, root), root)
+        (_GOLDEN / f"{name}.txt").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
