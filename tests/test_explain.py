@@ -196,6 +196,23 @@ def test_every_part_of_its_word_is_needed(kernel: FakeKernel, key: str) -> None:
     assert isinstance(said.parse(answer), Unsaid)
 
 
+@pytest.mark.parametrize("elapsed", [10**400, "1e999", [[]], None, "\x1b"], ids=repr)
+def test_a_time_that_is_none_is_of_another_version(kernel: FakeKernel, elapsed: object) -> None:
+    answer = status(kernel)
+    answer["last_report"]["outcomes"] = [
+        {
+            "step": "bind",
+            "result": "done",
+            "unit": None,
+            "detail": None,
+            "elapsed_s": elapsed,
+            "ended_at": answer["read_at"],
+        }
+    ]
+    word = said.parse(answer)
+    assert isinstance(word, Said if elapsed == "1e999" else Unsaid)
+
+
 # Selection
 
 

@@ -1,12 +1,17 @@
 """What the agent says on its status socket, as values again."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from kata_gpu.model.explanation import Said, Unsaid
 from kata_gpu.model.plan import Finding, Severity
 from kata_gpu.model.report import Outcome, Result
 from kata_gpu.model.unit import UnitState
+
+_NO_ANSWER: Final = (
+    *(KeyError, TypeError, ValueError, AttributeError),
+    *(OverflowError, RecursionError),  # of numbers without end, and lists in lists
+)
 
 
 def parse(answer: Any) -> Said | Unsaid:
@@ -26,7 +31,7 @@ def parse(answer: Any) -> Said | Unsaid:
             outcomes=tuple(map(_outcome, answer["last_report"]["outcomes"])),
             troubles=tuple(_troubles(answer)),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except _NO_ANSWER as error:
         return Unsaid(reason=f"the agent's answer is of another version ({error!r:.200})")
 
 
