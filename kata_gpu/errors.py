@@ -25,6 +25,10 @@ class HostError(KataGpuError):
     """The operating system refused an operation; the OSError is ``__cause__``."""
 
 
+class UnservedError(HostError):
+    """No agent serves the status socket, so what it would be asked can be done without it."""
+
+
 class VerificationError(KataGpuError):
     """Every operation was accepted, yet the host is not in the state asked for."""
 

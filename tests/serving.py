@@ -32,13 +32,21 @@ async def take_long(_wish: dict[str, Any]) -> object:
 COMMANDS: Final[server.Commands] = {"/v1/clear": clear, "/v1/long": take_long}
 
 
-def served(path: Path, use: Callable[[], T], *, mode: int = 0o660, deadline_s: float = 5.0) -> T:
+def served(
+    path: Path,
+    use: Callable[[], T],
+    *,
+    mode: int = 0o660,
+    deadline_s: float = 5.0,
+    routes: server.Routes = ROUTES,
+    commands: server.Commands = COMMANDS,
+) -> T:
     """Let *use* run in a thread while the socket is served; nothing may go wrong unseen."""
     troubles: list[dict[str, Any]] = []
 
     async def main() -> T:
         asyncio.get_running_loop().set_exception_handler(lambda _, what: troubles.append(what))
-        async with server.serve(path, ROUTES, commands=COMMANDS, mode=mode, deadline_s=deadline_s):
+        async with server.serve(path, routes, commands=commands, mode=mode, deadline_s=deadline_s):
             return await asyncio.to_thread(use)
 
     result = asyncio.run(main())

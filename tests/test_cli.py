@@ -19,7 +19,10 @@ from tests.passthrough import EVERY_GPU, SETTINGS, TEXT, everything, journal_of
 
 Done = subprocess.CompletedProcess[str]
 
-VERBS: Final = ("inventory", "doctor", "status", "plan", "apply", "release", "run", "completion")
+VERBS: Final = (
+    *("inventory", "doctor", "status", "explain", "plan", "apply", "release", "clear", "run"),
+    "completion",
+)
 COMMAND: Final = (sys.executable, "-m", "kata_gpu")
 ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 

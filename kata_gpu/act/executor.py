@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 from kata_gpu.act import cleaning, moving
 from kata_gpu.act.journal import Journal
@@ -105,7 +106,12 @@ def _take(host: Host, step: Step, journal: Journal) -> Outcome:
     if detail is None:
         log.info("done: %s (%.2f s)", step.headline, elapsed_s)
     return Outcome(
-        step=step.headline, result=result, unit=_unit(step), detail=detail, elapsed_s=elapsed_s
+        step=step.headline,
+        result=result,
+        unit=_unit(step),
+        detail=detail,
+        elapsed_s=elapsed_s,
+        ended_at=datetime.now(UTC),
     )
 
 
@@ -153,6 +159,7 @@ def _skipped(step: Step, missing: list[int]) -> Outcome:
         unit=_unit(step),
         detail=f"it needs step {which}, which was not done",
         elapsed_s=0.0,
+        ended_at=datetime.now(UTC),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from kata_gpu.act import executor
 from kata_gpu.agent import node
-from kata_gpu.cli import configuration, context, output
+from kata_gpu.cli import configuration, consent, context, output
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError
 from kata_gpu.host import locks
@@ -102,24 +102,7 @@ def _require_known(chosen: frozenset[str] | None, known: set[str]) -> None:
 def _agreed(found: Plan, options: argparse.Namespace) -> bool:
     """Print the plan, and ask unless --yes was given."""
     print(text(found), end="", flush=True)
-    if options.yes:
-        return True
-    if not sys.stdin.isatty():
-        raise HostError("cannot ask for consent: standard input is no terminal; say --yes")
-    answer = _ask(f"take {len(found.steps)} steps? [y/N] ")
-    if answer.strip().lower() in {"y", "yes"}:
-        return True
-    print("nothing was changed")
-    return False
-
-
-def _ask(question: str) -> str:
-    """Return the answer; none when the terminal ends instead."""
-    try:
-        return input(question)
-    except EOFError:
-        print()
-        return ""
+    return consent.agreed(f"take {len(found.steps)} steps?", yes=options.yes)
 
 
 class _Progress:

@@ -182,5 +182,5 @@ def _printable(check: Check) -> Check:
 
 
 def _clean(text: str) -> str:
-    shown = "".join(c if c.isprintable() else "?" for c in text[:_SHOWN])
+    shown = output.printable(text[:_SHOWN])
     return f"{shown}…" if len(text) > _SHOWN else shown

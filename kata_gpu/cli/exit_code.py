@@ -13,7 +13,7 @@ class ExitCode(IntEnum):
 
     REFUSED = 3
     """Nothing to do, or all of it done, but something the blueprint asks for is refused;
-    ``doctor``: a check is an error.
+    ``doctor``: a check is an error; ``explain``: the device is not available.
     """
 
     USAGE = 64

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 FORMATS: Final = ("table", "wide", "json", "yaml")
@@ -14,6 +15,24 @@ _COLOURS: Final = {
     "dim": "\033[2m",
 }
 _PLAIN: Final = "\033[0m"
+STATES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("available", "in-use"), "good"),
+    **dict.fromkeys(("pending", "waiting"), "doubtful"),
+    **dict.fromkeys(("refused", "foreign", "failed", "stuck", "quarantined"), "bad"),
+    **dict.fromkeys(("host", "ignored"), "dim"),
+}
+"""The colour of each state of a unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tinted:
+    """A cell of a table in a colour."""
+
+    text: str
+    colour: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def dump(value: Any, form: str) -> str:
@@ -29,14 +48,16 @@ def dump(value: Any, form: str) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return aligned columns; None and empty cells read ``-``."""
-    cells = [list(header)]
-    cells += [["-" if cell in {None, ""} else str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = (
-        _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    )
+    cells: list[list[object]] = [list(header)]
+    cells += [["-" if cell in {None, ""} else cell for cell in row] for row in rows]
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*cells, strict=True)]
+    lines = (_GAP.join(map(_padded, row, widths)).rstrip() for row in cells)
     return "\n".join(lines)
+
+
+def _padded(cell: object, width: int) -> str:
+    text = str(cell).ljust(width)
+    return coloured(text, cell.colour) if isinstance(cell, Tinted) else text
 
 
 def coloured(text: str, colour: str) -> str:
@@ -44,6 +65,19 @@ def coloured(text: str, colour: str) -> str:
     if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
         return text
     return f"{_COLOURS[colour]}{text}{_PLAIN}"
+
+
+def printable(value: Any) -> Any:
+    """Return a text, or all texts of a document, without what could steer a terminal."""
+    match value:
+        case str():
+            return "".join(c if c.isprintable() else "?" for c in value)
+        case list():
+            return [printable(item) for item in value]
+        case dict():
+            return {printable(key): printable(item) for key, item in value.items()}
+        case _:
+            return value
 
 
 def clipped(line: str) -> str:

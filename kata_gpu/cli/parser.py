@@ -10,11 +10,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from kata_gpu import __version__
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.cli.output import FORMATS
+
+if TYPE_CHECKING:
+    from kata_gpu.model.pci import PciAddress
 
 _EPILOG: Final = """\
 a first look at a node:
@@ -24,10 +27,12 @@ a first look at a node:
   kata-gpu apply --dry-run           the same, at the place where it would be done
   kata-gpu apply                     do it, after asking
   kata-gpu status                    what the running agent says
+  kata-gpu explain 0000:41:00.0      why is this GPU not available, and what to do
   kata-gpu release --all             give everything back
 
 files: /etc/kata-gpu/agent.toml (optional), /etc/kata-gpu/blueprint.toml
-exit status: 0 in order or done, 1 failed, 2 plan has steps, 3 refused or unfit, 64 wrong usage
+exit status: 0 in order or done, 1 failed, 2 plan has steps, 3 refused, unfit or not available,
+64 wrong usage
 """
 
 Verb = Callable[[argparse.Namespace], int]
@@ -128,6 +133,43 @@ def _add_status(verbs: _Verbs, name: str) -> None:
     )
     parser.add_argument("--socket", type=Path, help="the agent's socket (default: from agent.toml)")
     _add_output(parser)
+
+
+def _add_explain(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
+        verbs,
+        name,
+        "explain",
+        "tell why a GPU is not available, and what to do",
+        "Say of one device what it is, which unit and pool it belongs to, what is in the way, who "
+        "has it, what was done to it, and what makes it available. Asks the agent, and looks "
+        "itself where none runs; changes nothing. Exits 0 when it can be had, is had, or is "
+        "where the blueprint wants it, 3 when not.",
+    )
+    parser.add_argument(
+        "device",
+        type=_address,
+        metavar="UNIT|ADDRESS",
+        help="PCI address of a unit or of any function near it, as in 0000:41:00.0",
+    )
+    _add_blueprint(parser)
+    _add_output(parser)
+
+
+def _add_clear(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
+        verbs,
+        name,
+        "clear",
+        "take units out of quarantine",
+        "Show what is known against each unit, ask, and let pods have it again: on your word "
+        "that nothing of its last user is left in it. Asks the agent, and does it itself where "
+        "none runs.",
+    )
+    parser.add_argument(
+        "unit", nargs="+", type=_address, metavar="UNIT", help="a unit's PCI address"
+    )
+    _add_consent(parser)
 
 
 def _add_plan(verbs: _Verbs, name: str) -> None:
@@ -232,6 +274,15 @@ def _verb(
     return parser
 
 
+def _address(text: str) -> "PciAddress":
+    from kata_gpu.model.pci import PciAddress  # noqa: PLC0415 - for the verbs that take one
+
+    try:
+        return PciAddress.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _add_blueprint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blueprint",
@@ -253,9 +304,11 @@ _VERBS: Final = {
     "inventory": _add_inventory,
     "doctor": _add_doctor,
     "status": _add_status,
+    "explain": _add_explain,
     "plan": _add_plan,
     "apply": _add_apply,
     "release": _add_release,
+    "clear": _add_clear,
     "run": _add_run,
     "completion": _add_completion,
 }

@@ -1,6 +1,7 @@
 """``kata-gpu status``: what the running agent says of the node and each unit."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,20 +10,24 @@ from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError
 from kata_gpu.observe import client
 
-_BAD: Final = frozenset({"refused", "failed", "stuck"})
+_IN_ORDER: Final = frozenset({"available", "host", "ignored"})
+"""States that the table says all about."""
+
+_SECONDS: Final = len("2026-01-01T00:00:00")
+_HELD: Final = frozenset({"in-use", "waiting"})
 _HEADER: Final = ("UNIT", "STATE", "POOL", "RESOURCE", "GROUP", "NUMA", "DEVICE")
-_WIDE: Final = ("DRIVERS", "NODES")
+_WIDE: Final = ("DRIVERS", "NODES", "CLEANED")
 
 
 def status(options: argparse.Namespace) -> int:
     """Print the state of the node."""
-    state = client.get(_socket(options), "/v1/status")
+    state = output.printable(client.get(_socket(options), "/v1/status"))
     if options.output in {"json", "yaml"}:
         print(output.dump(state, options.output))
         return ExitCode.OK
     try:
         text = _text(state, is_wide=options.output == "wide")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HostError(
             f"cannot read the agent's answer ({error!r}): it is of another version; -o json "
             f"shows it as it is"
@@ -56,9 +61,10 @@ def _text(state: dict[str, Any], *, is_wide: bool) -> str:
         else "no unit is selected by any pool",
     ]
     lines += [
-        output.coloured(f"{unit['id']} is {unit['state']}: {unit['reason']}", "bad")
+        output.coloured(line, _colour(unit))
         for unit in state["units"]
-        if unit["state"] in _BAD | {"pending"}
+        if unit["state"] not in _IN_ORDER
+        for line in _why(unit)
     ]
     lines += [
         f"{finding['severity']}: {finding['subject']}: {finding['reason']}; {finding['remedy']}"
@@ -74,10 +80,27 @@ def _text(state: dict[str, Any], *, is_wide: bool) -> str:
     return "\n".join(lines)
 
 
+def _why(unit: dict[str, Any]) -> Iterable[str]:
+    """Yield why a unit is in its state; who has it in a line for each."""
+    about = f"{unit['id']} is {unit['state']}"
+    if unit["state"] not in _HELD or not unit["holders"]:
+        yield f"{about}: {unit['reason']}"
+        return
+    from kata_gpu.model.holder import Holder, How  # noqa: PLC0415 - where somebody has one
+
+    yield f"{about}:"
+    for holder in unit["holders"]:
+        yield f"  {Holder(**{**holder, 'how': How(holder['how'])})}"
+
+
+def _colour(unit: dict[str, Any]) -> str:
+    return output.STATES.get(unit["state"], "doubtful")
+
+
 def _row(unit: dict[str, Any], *, is_wide: bool) -> list[object]:
     row = [
         unit["id"],
-        unit["state"],
+        output.Tinted(unit["state"], _colour(unit)),
         unit["pool"],
         unit["resource"],
         ",".join(map(str, unit["groups"])),
@@ -87,7 +110,14 @@ def _row(unit: dict[str, Any], *, is_wide: bool) -> list[object]:
     if is_wide:
         row.append(",".join(f["binding"]["driver"] or "none" for f in unit["functions"]))
         row.append(" ".join(unit["nodes"]))
+        row.append(_cleaned(unit["cleaned"]))
     return row
+
+
+def _cleaned(cleaned: dict[str, Any] | None) -> str | None:
+    if cleaned is None:
+        return None
+    return f"{cleaned['at'][:_SECONDS]} {cleaned['method']}: {cleaned['result']}"
 
 
 def _yes(value: bool | None) -> str:

@@ -37,6 +37,7 @@ class Outcome:
     """Why it failed or was skipped; None when it was done."""
 
     elapsed_s: float
+    ended_at: datetime  # UTC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

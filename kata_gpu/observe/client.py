@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from kata_gpu.errors import HostError
+from kata_gpu.errors import HostError, UnservedError
 
 _TIMEOUT_S: Final = 10.0
 _OK: Final = 200
@@ -34,7 +34,8 @@ def get(path: Path, target: str, *, timeout_s: float = _TIMEOUT_S) -> Any:
     """Return the document at *target* from the daemon behind the socket at *path*.
 
     Raises:
-        HostError: nobody serves it, it does not answer in time, or answers otherwise.
+        UnservedError: nobody serves it.
+        HostError: it does not answer in time, or answers otherwise.
     """
     status, answer = _ask(path, "GET", target, None, timeout_s)
     if status != _OK:
@@ -71,7 +72,7 @@ def _ask(
         if response.length:
             raise http.client.IncompleteRead(text, response.length)
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise HostError(
+        raise UnservedError(
             f"cannot ask the agent: nobody serves {path}; is it running (systemctl status "
             f"kata-gpu)?"
         ) from error

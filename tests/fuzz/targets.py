@@ -27,7 +27,7 @@ from kata_gpu.host.uevents import Uevents
 from kata_gpu.model import vfio
 from kata_gpu.model.ledger import SCHEMA, Ledger
 from kata_gpu.model.plan import text
-from kata_gpu.observe import client
+from kata_gpu.observe import client, said
 from kata_gpu.observe.document import document
 from kata_gpu.plan import cdi
 from kata_gpu.settings import agent_file, blueprint
@@ -278,7 +278,9 @@ def status_client(data: bytes, folder: Path) -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         try:
-            assert json.dumps(client.get(path, "/v1/status", timeout_s=5))
+            answer_read = client.get(path, "/v1/status", timeout_s=5)
+            assert json.dumps(answer_read)
+            said.parse(answer_read)
         except HostError as error:
             _told(error)
         finally:

@@ -1,0 +1,1 @@
+"""Situations of a device, each with the explanation that was reviewed, as text."""
