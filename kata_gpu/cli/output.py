@@ -17,8 +17,8 @@ _COLOURS: Final = {
 _PLAIN: Final = "\033[0m"
 STATES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("available", "in-use"), "good"),
-    **dict.fromkeys(("pending", "waiting"), "doubtful"),
-    **dict.fromkeys(("refused", "foreign", "failed", "stuck", "quarantined"), "bad"),
+    **dict.fromkeys(("pending", "waiting", "drifted"), "doubtful"),
+    **dict.fromkeys(("refused", "foreign", "failed", "contested", "stuck", "quarantined"), "bad"),
     **dict.fromkeys(("host", "ignored"), "dim"),
 }
 """The colour of each state of a unit."""

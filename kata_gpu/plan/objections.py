@@ -20,7 +20,7 @@ def stuck(now: Situation, unit: str, addresses: Iterable[PciAddress]) -> Finding
         return None
     return refusal(
         unit,
-        f"it is stuck: {operation}; nothing is written to its group until that ends",
+        f"{operation}; nothing is written to its group until that ends",
         "end what uses the device; if nothing does, only a power cycle helps, for a reboot "
         "will hang too",
         state=UnitState.STUCK,
@@ -133,7 +133,7 @@ def quarantined(entry: LedgerEntry) -> Finding | None:
         return None
     return refusal(
         entry.unit,
-        f"it is in quarantine: {entry.quarantine}",
+        f"it could not be cleaned after its last user: {entry.quarantine}",
         f"kata-gpu clear {entry.unit}, once you know that nothing of its last user is left",
         state=UnitState.QUARANTINED,
     )

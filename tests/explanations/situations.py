@@ -4,13 +4,15 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from kata_gpu.agent import explaining, node
 from kata_gpu.agent.node import Turn
 from kata_gpu.errors import HostError
 from kata_gpu.model.explanation import Said, Unsaid
 from kata_gpu.model.pci import PciAddress
+from kata_gpu.model.plan import Order, Setback
+from kata_gpu.model.unit import UnitState
 from kata_gpu.observe import said
 from kata_gpu.observe.document import document
 from kata_gpu.plan.explanation import Facts
@@ -44,10 +46,11 @@ class World:
     kernel: FakeKernel
     text: str
 
-    def turn(self) -> Turn:
-        """Let the agent take a turn."""
+    def turn(self, **known: Any) -> Turn:
+        """Let the agent take a turn, with what is *known* from those before."""
         wanted = file.parse(self.text)
-        return node.converge(self.kernel.host, SETTINGS, wanted, journal_of(self.kernel.host))
+        journal = journal_of(self.kernel.host)
+        return node.converge(self.kernel.host, SETTINGS, wanted, journal, **known)
 
     def word(self, turn: Turn | None = None) -> Said | Unsaid:
         """Return what an agent says after a turn, as its socket brings it."""
@@ -220,6 +223,29 @@ def failed(root: Path) -> tuple[Facts, str]:
 
     world.kernel.on_write = refuse
     return world.look(word=world.word()), nodes.GPU
+
+
+@situation
+def drifted(root: Path) -> tuple[Facts, str]:
+    """What somebody changed is named, and how it is put back."""
+    world = World(nodes.single_gpu(root), blueprint(GPUS))
+    world.turn()
+    world.kernel.write(f"bus/pci/devices/{nodes.GPU}/driver_override", "\n")
+    turn = world.turn(kept=Order(units=frozenset({nodes.GPU})))
+    return world.look(word=world.word(turn)), nodes.GPU
+
+
+@situation
+def contested(root: Path) -> tuple[Facts, str]:
+    """The agent alone knows that it did this three times."""
+    world = World(nodes.single_gpu(root), blueprint(GPUS))
+    world.turn()
+    world.kernel.write(f"bus/pci/devices/{nodes.GPU}/driver_override", "\n")
+    why = Setback(
+        reason="foreign writer: another program undid it 3 times within 10 minutes",
+        state=UnitState.CONTESTED,
+    )
+    return world.look(word=world.word(world.turn(failed={nodes.GPU: why}))), nodes.GPU
 
 
 @situation

@@ -122,6 +122,8 @@ _SIDES: Final[Mapping[UnitState, tuple[Callable[[Facts, Case], Iterable[str]], .
     UnitState.REFUSED: (_remedies, _again),
     UnitState.FOREIGN: (_remedies, _again),
     UnitState.FAILED: (_mend_the_reason, _remedies, _at_once),
+    UnitState.DRIFTED: (_remedies,),
+    UnitState.CONTESTED: (_remedies, _at_once),
     UnitState.STUCK: (_let_go, _remedies),
     UnitState.QUARANTINED: (_mends, _remedies, _again),
     UnitState.HOST: (_remedies, _mends, _another_mode),
