@@ -90,6 +90,7 @@ class _People:
             pod_uid=pod_uid,
             pod_namespace=namespace,
             pod_name=name,
+            service=cgroups.service(process.cgroups),
         )
 
     def _process(self, pid: int) -> procfs.Process:

@@ -24,7 +24,7 @@ class Situation:
     inventory: Inventory
     ledger: Ledger
     failed: Mapping[str, Setback]
-    """Units that are not to be tried now."""
+    """Units, and services to start, that are not to be tried now."""
 
     functions: Mapping[PciAddress, PciFunction] = field(repr=False)
     best: Mapping[PciAddress, VfioDriver] = field(repr=False)
@@ -81,6 +81,11 @@ class Situation:
     def changes_vfio(self, move: Move) -> bool:
         """Tell whether a function goes from one VFIO driver to another."""
         return self.is_on_vfio(move.address) and move.changes_driver
+
+    def leaves_host_driver(self, move: Move) -> bool:
+        """Tell whether a driver of the host has to let go of a function."""
+        has_driver = move.before.driver is not None and not self.is_on_vfio(move.address)
+        return has_driver and move.changes_driver
 
     def groups_of(self, entry: LedgerEntry) -> tuple[int, ...]:
         """Return the groups that hold the functions of a unit that is ours, as they are now."""

@@ -29,6 +29,8 @@ from kata_gpu.model.plan import (
     Quarantine,
     RemoveFile,
     Setback,
+    StartService,
+    StopService,
     WriteFile,
 )
 from kata_gpu.plan import cdi, planner
@@ -87,18 +89,27 @@ class Node:
                     self.kernel.run(("modprobe", "--", step.module), timeout_s=3)
                 case MoveGroup():
                     self._move(step)
-                case WriteFile():
-                    self.put(step.path, step.content)
-                    self.ledger = self.ledger.with_file(step.path)
+                case WriteFile() | RemoveFile():
+                    self._change_file(step)
                 case CleanUnit():
                     entry = self.ledger.entry(step.unit)
                     assert entry is not None
                     self.ledger = self.ledger.with_entry(replace(entry, is_used=False))
+                case StopService() | StartService():
+                    stops = isinstance(step, StopService)
+                    change = self.ledger.with_service if stops else self.ledger.without_service
+                    self.ledger = change(step.name)
                 case NoteUse() | Quarantine():
                     raise AssertionError(step)
-                case RemoveFile():
-                    self.kernel.host.path(step.path).unlink()
-                    self.ledger = self.ledger.without_file(step.path)
+
+    def _change_file(self, step: WriteFile | RemoveFile) -> None:
+        match step:
+            case WriteFile():
+                self.put(step.path, step.content)
+                self.ledger = self.ledger.with_file(step.path)
+            case RemoveFile():
+                self.kernel.host.path(step.path).unlink()
+                self.ledger = self.ledger.without_file(step.path)
 
     def _move(self, step: MoveGroup) -> None:
         self.ledger = self.ledger.with_entry(step.entry)
