@@ -1,7 +1,7 @@
 """Who has a PCI function: the users of its device nodes, with user, container and pod."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Final
 
@@ -34,21 +34,14 @@ def find(host: Host, addresses: Iterable[PciAddress]) -> dict[PciAddress, tuple[
     }
 
 
-def find_at_work(
-    host: Host, addresses: Iterable[PciAddress]
+def at_work(
+    host: Host, gpus: Mapping[PciAddress, nvml.Gpu]
 ) -> dict[PciAddress, tuple[Holder, ...]]:
-    """Return whose work NVIDIA's driver runs on each GPU; nobody's where there is no NVML.
-
-    It opens each GPU for as long as it takes, so it is for before a change, not for each look.
-
-    Raises:
-        HostError: NVML is there and does not answer.
-    """
+    """Return whose work NVIDIA's driver runs on each GPU, given NVML's word on them."""
     people = _People(host)
-    said = nvml.read(host, addresses) or {}
     return {
         address: tuple(people.holder(pid, f"GPU {address}", How.NVML) for pid in gpu.processes)
-        for address, gpu in said.items()
+        for address, gpu in gpus.items()
     }
 
 
