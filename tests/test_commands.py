@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -88,6 +90,18 @@ def test_who_fled_the_kill_has_nothing_of_ours(tmp_path: Path) -> None:
     pid = int(name.read_text())
     os.kill(pid, signal.SIGKILL)
     assert has_ended(pid)
+
+
+def test_a_program_ends_with_who_asked_for_it(tmp_path: Path) -> None:
+    name = tmp_path / "pid"
+    code = "from kata_gpu.host.commands import run\nimport sys\nrun(sys.argv[1:], timeout_s=30)"
+    program = ("sh", "-c", f"echo $$ > {name}; exec sleep 30")
+    asking = subprocess.Popen((sys.executable, "-c", code, *program), stderr=subprocess.DEVNULL)
+    while not (name.exists() and name.read_text().endswith("\n")):
+        time.sleep(0.01)
+    asking.send_signal(signal.SIGINT)
+    assert asking.wait(5) != 0
+    assert has_ended(int(name.read_text()))
 
 
 def test_a_program_past_its_deadline_leaves_no_zombie() -> None:

@@ -61,6 +61,9 @@ def run(argv: Sequence[str], *, timeout_s: float) -> str:
         output, complaint = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         raise HostError(f"cannot finish {what} within {timeout_s:g} s: {_kill(process)}") from error
+    except BaseException:  # the end of this process is the end of what it asked for
+        _kill(process)
+        raise
     if process.returncode:
         said = complaint.strip()[-_STDERR_SHOWN:] or "it said nothing"
         raise HostError(f"cannot run {what}: exit status {process.returncode}: {said}")

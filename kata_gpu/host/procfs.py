@@ -6,7 +6,9 @@ in flight between processes are not seen: what this finds is in use, what it doe
 is only probably free.
 
 A process may have files of a server that does not answer, or that it serves itself, so no
-file system is asked for more than it has at hand (AT_STATX_DONT_SYNC).
+file system is asked for more than it has at hand (AT_STATX_DONT_SYNC). One bound is missing:
+to list mappings waits while the process itself changes them, so a process that hangs in the
+kernel at that holds up the look.
 
 Source: Linux Documentation/filesystems/proc.rst; include/uapi/linux/stat.h.
 """
