@@ -69,6 +69,40 @@ def test_what_is_no_container_s_name_is_none(text: str) -> None:
     assert (cgroups.container(text), cgroups.pod_uid(text)) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("0::/system.slice/nvidia-dcgm.service\n", "nvidia-dcgm.service"),
+        ("0::/system.slice/nvidia-dcgm.service/payload\n", "nvidia-dcgm.service"),
+        ("0::/system.slice/system-a.slice/a@1.service\n", "a@1.service"),
+        ("0::/../../../system.slice/nvidia-dcgm.service\n", "nvidia-dcgm.service"),
+        ("3:pids:/x\n1:name=systemd:/system.slice/a.service\n0::/\n", "a.service"),
+        ("0::/user.slice/user-7.slice/user@7.service/app.slice/a.service\n", "user@7.service"),
+    ],
+    ids=["plain", "own group", "instance", "namespace", "v1", "a user's"],
+)
+def test_the_outermost_service_is_the_host_s(text: str, name: str) -> None:
+    assert cgroups.service(text) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0::/\n",
+        "3:pids:/system.slice/a.service\n",
+        f"0::/system.slice/docker-{ID}.scope/system.slice/a.service\n",
+        f"0::/kubepods/pod{UID}/{ID}/system.slice/a.service\n",
+        f"0::/../cri-containerd-{ID}.scope/a.service\n",
+        "0::/system.slice/a.socket\n",
+        "0::/system.slice/a.services\n",
+    ],
+    ids=["ended", "root", "v1 other", "docker", "cgroupfs", "namespace", "socket", "longer"],
+)
+def test_a_container_cannot_name_itself_a_service_of_the_host(text: str) -> None:
+    assert cgroups.service(text) is None
+
+
 def test_kubelet_s_log_folders_name_the_pods(tmp_path: Path) -> None:
     for folder in (f"ml_train-0_{UID}", f"kube-system_etcd-node1.example_{STATIC}", "lost+found"):
         (tmp_path / "var/log/pods" / folder).mkdir(parents=True)

@@ -1,13 +1,31 @@
 """A program of the host gets what it needs and nothing of ours, and ends in time."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from kata_gpu.errors import HostError
 from kata_gpu.host import modules
 from kata_gpu.host.commands import run
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a process of nobody's ends within a moment."""
+    for _ in range(200):
+        status = Path(f"/proc/{pid}/stat")
+        if not status.exists() or ") Z " in status.read_text():
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def shell(script: str, *, timeout_s: float = 5.0) -> str:
@@ -52,6 +70,46 @@ def test_a_grandchild_that_keeps_the_pipe_does_not_stretch_the_deadline() -> Non
     with pytest.raises(HostError, match=r"within 0\.1 s"):
         shell("sleep 3 & sleep 3", timeout_s=0.1)
     assert time.monotonic() - started < 2
+
+
+def test_a_program_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    name = tmp_path / "pid"
+    with pytest.raises(HostError, match=r"within 0\.3 s: it was killed$"):
+        shell(f"sleep 30 & echo $! > {name}; wait", timeout_s=0.3)
+    assert has_ended(int(name.read_text()))
+
+
+def test_who_fled_the_kill_has_nothing_of_ours(tmp_path: Path) -> None:
+    name = tmp_path / "pid"
+    before = open_files()
+    started = time.monotonic()
+    with pytest.raises(HostError, match=r"within 0\.3 s: it was killed$"):
+        shell(f"setsid sh -c 'echo $$ > {name}; exec sleep 30' & wait", timeout_s=0.3)
+    assert time.monotonic() - started < 2
+    assert open_files() == before
+    pid = int(name.read_text())
+    os.kill(pid, signal.SIGKILL)
+    assert has_ended(pid)
+
+
+def test_a_program_ends_with_who_asked_for_it(tmp_path: Path) -> None:
+    name = tmp_path / "pid"
+    code = "from kata_gpu.host.commands import run\nimport sys\nrun(sys.argv[1:], timeout_s=30)"
+    program = ("sh", "-c", f"echo $$ > {name}; exec sleep 30")
+    asking = subprocess.Popen((sys.executable, "-c", code, *program), stderr=subprocess.DEVNULL)
+    while not (name.exists() and name.read_text().endswith("\n")):
+        time.sleep(0.01)
+    asking.send_signal(signal.SIGINT)
+    assert asking.wait(5) != 0
+    assert has_ended(int(name.read_text()))
+
+
+def test_a_program_past_its_deadline_leaves_no_zombie() -> None:
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = children.read_text()
+    with pytest.raises(HostError):
+        run(("sleep", "30"), timeout_s=0.1)
+    assert children.read_text() == before
 
 
 def test_a_program_that_is_missing_is_named() -> None:

@@ -1,7 +1,9 @@
 """Whoever has a function is named as an admin knows them: user, container, pod."""
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Final
 import pytest
 
 from kata_gpu.act.holders import refuse_if_held
-from kata_gpu.errors import HeldError
+from kata_gpu.errors import HeldError, StuckError
 from kata_gpu.host import Host, holders
+from kata_gpu.host.children import Children
 from kata_gpu.model.holder import Holder, How
 from kata_gpu.model.pci import PciAddress
 from tests.kernel import nodes
@@ -171,26 +174,20 @@ def host(kernel: FakeKernel, card: Path) -> Host:
     return kernel.host
 
 
-def test_our_children_that_read_and_write_are_nobody_s_holders(host: Host) -> None:
-    with children("kata-gpu-store", "kata-gpu-read", "kata-gpu-other") as pids:
-        found = holders.find(host, [GPU])[GPU]
-    assert [(holder.pid, holder.command) for holder in found] == [(pids[2], "kata-gpu-other")]
-
-
 def test_nobody_hides_behind_the_name_of_our_children(host: Host) -> None:
-    code = (
-        "import subprocess, sys\n"
-        "from pathlib import Path\n"
-        "from kata_gpu.host import Host, holders\n"
-        "from kata_gpu.model.pci import PciAddress\n"
-        "address = PciAddress.parse(sys.argv[2])\n"
-        "for holder in holders.find(Host.at(Path(sys.argv[1])), [address])[address]:\n"
-        "    print(holder.pid, holder.command)\n"
-    )
-    with children("kata-gpu-store") as (pid,):  # a child of another than who asks
-        argv = [sys.executable, "-c", code, str(host.root), str(GPU)]
-        said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    assert said == f"{pid} kata-gpu-store\n"
+    with children("kata-gpu-store") as (pid,):
+        (found,) = holders.find(host, [GPU])[GPU]
+    assert (found.pid, found.command) == (pid, "kata-gpu-store")
+
+
+def test_our_children_that_read_have_no_device(host: Host) -> None:
+    with open("/dev/full", "rb"), tempfile.TemporaryDirectory() as folder:  # noqa: PTH123
+        os.mkfifo(Path(folder, "waits"))
+        reader = Children(root=Path(folder), timeout_s=0.05)
+        (answer,) = reader.read(["waits"]).values()
+        assert isinstance(answer, StuckError)
+        assert holders.find(host, [GPU]) == {GPU: ()}
+        Path(folder, "waits").write_text("go on")
 
 
 # the refusal

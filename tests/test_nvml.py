@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from kata_gpu.act.holders import refuse_if_held
+from kata_gpu.act.holders import refuse_if_at_work
 from kata_gpu.errors import HeldError, HostError
 from kata_gpu.host import Host, holders, nvml
 from kata_gpu.model.holder import How
@@ -110,21 +110,19 @@ def test_a_library_that_refuses_is_an_error(tmp_path: Path, library: Path) -> No
 @pytest.mark.parametrize("on", [True, False], ids=["on", "off"])
 def test_persistence_mode_is_switched(tmp_path: Path, library: Path, *, on: bool) -> None:
     machine = Machine(tmp_path, library)
-    nvml.set_persistence(machine.host, GPU, on=on)
+    assert nvml.set_persistence(machine.host, GPU, on=on)
     assert machine.done() == [f"persistence full {on:d}"]
 
 
-def test_a_gpu_without_persistence_mode_says_so(tmp_path: Path, library: Path) -> None:
-    with pytest.raises(
-        HostError, match=r"cannot switch persistence on for 0000:02:00.0: NVML says Not Supported"
-    ):
-        nvml.set_persistence(Machine(tmp_path, library).host, BARE, on=True)
+def test_a_gpu_without_persistence_mode_is_left_as_it_is(tmp_path: Path, library: Path) -> None:
+    assert not nvml.set_persistence(Machine(tmp_path, library).host, BARE, on=True)
 
 
 @pytest.mark.parametrize("on", [True, False], ids=["on", "off"])
 def test_a_gpu_is_drained_by_its_whole_address(tmp_path: Path, library: Path, *, on: bool) -> None:
     machine = Machine(tmp_path, library)
-    nvml.set_drain(machine.host, BEHIND_VMD, on=on)
+    machine.kernel.tree.text(f"proc/driver/nvidia/gpus/{BEHIND_VMD}/information", "")
+    assert nvml.set_drain(machine.host, BEHIND_VMD, on=on)
     assert machine.done() == [f"drain 00010000:E1:00.0 {on:d}"]
 
 
@@ -134,9 +132,29 @@ def test_a_gpu_in_use_is_not_drained(tmp_path: Path, library: Path) -> None:
         nvml.set_drain(host, GPU, on=True)
 
 
+@pytest.mark.parametrize("code", ["3", "13"], ids=["not supported", "older library"])
+def test_a_gpu_that_cannot_be_drained_is_left_as_it_is(
+    tmp_path: Path, library: Path, code: str
+) -> None:
+    assert not nvml.set_drain(Machine(tmp_path, library, STUB_DRAIN=code).host, GPU, on=True)
+
+
+def test_a_drain_that_is_refused_is_an_error(tmp_path: Path, library: Path) -> None:
+    host = Machine(tmp_path, library, STUB_DRAIN="4").host
+    with pytest.raises(HostError, match="NVML says Insufficient Permissions"):
+        nvml.set_drain(host, GPU, on=True)
+
+
 def test_nothing_is_switched_without_the_library(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match=r"cannot switch drain on for .*: NVML says .*Not Found"):
-        nvml.set_drain(Machine(tmp_path, None).host, GPU, on=True)
+    assert not nvml.set_drain(Machine(tmp_path, None).host, GPU, on=True)
+
+
+def test_nobody_is_asked_to_switch_what_nvidia_s_driver_does_not_have(
+    tmp_path: Path, library: Path
+) -> None:
+    machine = Machine(tmp_path, library)
+    assert not nvml.set_drain(machine.host, BEHIND_VMD, on=False)
+    assert machine.asked == []
 
 
 @pytest.mark.parametrize("answer", ["", "[]", "null", "{}", '{"gpus": 1}', '{"done": 1'])
@@ -155,7 +173,7 @@ def test_an_answer_that_is_none_is_an_error(tmp_path: Path, answer: str) -> None
 
 def test_whoever_has_work_on_a_gpu_holds_it(tmp_path: Path, library: Path) -> None:
     host = Machine(tmp_path, library).host
-    found = holders.find_at_work(host, [GPU, BARE])
+    found = holders.at_work(host, nvml.read(host, [GPU, BARE]) or {})
     assert [(holder.pid, holder.how) for holder in found[GPU]] == [
         (17, How.NVML),
         (4242, How.NVML),
@@ -163,15 +181,7 @@ def test_whoever_has_work_on_a_gpu_holds_it(tmp_path: Path, library: Path) -> No
     assert found[BARE] == ()
 
 
-def test_a_gpu_at_work_is_not_moved_if_nobody_is_seen_to_have_it(
-    tmp_path: Path, library: Path
-) -> None:
+def test_a_gpu_at_work_is_not_moved(tmp_path: Path, library: Path) -> None:
     host = Machine(tmp_path, library).host
     with pytest.raises(HeldError, match=r"\? \(pid 17\) runs work on GPU 0000:01:00.0; .*4242"):
-        refuse_if_held(host, [GPU])
-
-
-def test_a_gpu_that_no_nvml_knows_is_moved(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, None)
-    refuse_if_held(machine.host, [GPU])
-    assert len(machine.asked) == 1
+        refuse_if_at_work(host, nvml.read(host, [GPU]) or {})

@@ -65,6 +65,7 @@ def test_every_key_reaches_the_blueprint() -> None:
         resource = "nvidia.com/pgpu"
         min_units = 1
         max_units = 4
+        stop_services = ["nvidia-persistenced.service", "dcgm@0.service"]
         [[pool.select]]
         vendor = "0x10de"
         device = "2330"
@@ -102,6 +103,7 @@ def test_every_key_reaches_the_blueprint() -> None:
                 resource="nvidia.com/pgpu",
                 min_units=1,
                 max_units=4,
+                stop_services=("nvidia-persistenced.service", "dcgm@0.service"),
             ),
             Pool(name="rest", mode=Mode.IGNORE, selectors=(Selector(class_prefix="03"),)),
         ),
@@ -152,7 +154,7 @@ def test_every_key_reaches_the_settings() -> None:
         (
             HEAD + POOL.replace("KEY", "max = 1"),
             "pool[1].max",
-            "max_units, min_units, mode, name, resource, select",
+            "max_units, min_units, mode, name, resource, select, stop_services",
         ),
         (
             HEAD + SELECTOR.replace("KEY", 'vendor = "10de", model = "x"'),
@@ -230,6 +232,19 @@ def test_a_key_of_control_characters_stays_on_one_line() -> None:
         (HEAD + POOL.replace("KEY", 'resource = "a.b/cd"'), "pool[1]", "takes no resource"),
         (HEAD + POOL.replace('"host"', '"passthrough"'), "pool[1]", "needs a resource"),
         (HEAD + POOL.replace("KEY", "min_units = 2, max_units = 1"), "pool[1]", "is less than"),
+        (
+            HEAD + POOL.replace("KEY", 'stop_services = ["a.service"]'),
+            "pool[1]",
+            "stops no services",
+        ),
+        *(
+            (
+                HEAD + POOL.replace("KEY", f'stop_services = ["{name}"]'),
+                f"pool[1].stop_services[1] is '{name}'",
+                "full name of a systemd service",
+            )
+            for name in ("dcgm", "-a.service", "a@.service", "a.socket", "a/b.service", ".service")
+        ),
         (HEAD + SELECTOR.replace("KEY", ""), "pool[1].select[1]", "at least one condition"),
         (HEAD + SELECTOR.replace("KEY", "vendor = 4318"), "vendor is 4318", "4 lower-case hex"),
         (HEAD + SELECTOR.replace("KEY", 'vendor = "10DE"'), "vendor is '10DE'", "4 lower-case hex"),

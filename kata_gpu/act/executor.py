@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from kata_gpu.act import cleaning, moving
+from kata_gpu.act import cleaning, moving, services
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HeldError, KataGpuError, VerificationError
 from kata_gpu.host import Host, files, modules
@@ -25,7 +25,9 @@ from kata_gpu.model.plan import (
     Plan,
     Quarantine,
     RemoveFile,
+    StartService,
     Step,
+    StopService,
     WriteFile,
 )
 from kata_gpu.model.report import Outcome, Report, Result
@@ -128,10 +130,10 @@ def _do(host: Host, step: Step, journal: Journal) -> None:
         case RemoveFile(path=path):
             files.remove(host.path(path))
             journal.update(lambda ledger: ledger.without_file(path))
-        case NoteUse(unit=unit):
-            journal.amend(unit, is_used=True)
-        case Quarantine(unit=unit, reason=reason):
-            journal.amend(unit, quarantine=reason)
+        case StopService() | StartService():
+            _switch(host, step, journal)
+        case NoteUse() | Quarantine():
+            _note(step, journal)
 
 
 def _load(host: Host, step: LoadModule) -> None:
@@ -149,6 +151,22 @@ def _write(host: Host, step: WriteFile, journal: Journal) -> None:
     files.replace(path, step.content, staging=host.path(step.staging))
     if files.read(path) != step.content:
         raise VerificationError(f"cannot write {step.path}: it reads back otherwise")
+
+
+def _switch(host: Host, step: StopService | StartService, journal: Journal) -> None:
+    match step:
+        case StopService(name=name):
+            services.stop(host, name, journal)
+        case StartService(name=name):
+            services.start(host, name, journal)
+
+
+def _note(step: NoteUse | Quarantine, journal: Journal) -> None:
+    match step:
+        case NoteUse(unit=unit):
+            journal.amend(unit, is_used=True)
+        case Quarantine(unit=unit, reason=reason):
+            journal.amend(unit, quarantine=reason)
 
 
 def _skipped(step: Step, missing: list[int]) -> Outcome:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from kata_gpu.act import binding, holders
+from kata_gpu.act import binding, holders, nvidia
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HeldError, HostError, VerificationError
 from kata_gpu.host import Host
@@ -15,34 +15,43 @@ def move(host: Host, step: MoveGroup, journal: Journal) -> None:
     """Announce, move, verify, record.
 
     Raises:
-        HeldError: somebody uses a function; HostError or VerificationError: the kernel would
-            not. Everything is where it was, in the ledger too.
+        HeldError: somebody uses a function; HostError or VerificationError: the kernel or
+            NVML would not. Everything is where it was, in the ledger too; but a unit that is
+            back and whose GPUs NVML does not let go stays in the ledger.
         RollbackError: a function is in between. StuckError: a store does not return. The
             ledger still says what was begun.
     """
     unit = step.entry.unit
-    changing = [found.address for found in step.moves if found.changes_driver]
-
-    def refuse_if_held() -> None:
-        holders.refuse_if_held(host, changing)
-
-    refuse_if_held()
+    changing = [found for found in step.moves if found.changes_driver]
     before = journal.ledger.entry(unit)
-    journal.update(lambda ledger: ledger.with_entry(step.entry))
+    holders.refuse_if_held(host, [found.address for found in changing])
+    leaving = [found.address for found in changing if found.before.driver == nvidia.DRIVER]
+    gpus = nvidia.look(host, leaving, resumed=before is not None)
+    holders.refuse_if_at_work(host, gpus)
+    had_persistence = step.entry.had_persistence or any(g.persistence for g in gpus.values())
+    entry = replace(step.entry, had_persistence=had_persistence)
+    journal.update(lambda ledger: ledger.with_entry(entry))
+
+    def last_check() -> None:
+        nvidia.forbid_users(host, gpus)
+        holders.refuse_if_held(host, [found.address for found in changing])
+
     targets = {found.address: found.target for found in step.moves}
     try:
-        binding.rebind(host.sysfs, targets, refuse_if_held)
-    except (HeldError, HostError, VerificationError):
+        binding.rebind(host.sysfs, targets, last_check)
+    except (HeldError, HostError, VerificationError) as failure:
+        nvidia.undo(host, gpus, failure)
         journal.update(
             lambda ledger: ledger.with_entry(before) if before else ledger.without_entry(unit)
         )
         raise
     if step.is_release:
+        nvidia.give_back(host, entry)
         journal.update(lambda ledger: ledger.without_entry(unit))
         return
     for group in step.groups:
         _require_node(host.path(f"/dev/vfio/{group}"), unit)
-    journal.update(lambda ledger: ledger.with_entry(replace(step.entry, stage=Stage.BOUND)))
+    journal.update(lambda ledger: ledger.with_entry(replace(entry, stage=Stage.BOUND)))
 
 
 def _require_node(node: Path, unit: str) -> None:

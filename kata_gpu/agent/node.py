@@ -18,7 +18,7 @@ from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Cleaning, Ledger
 from kata_gpu.model.pci import Identity
-from kata_gpu.model.plan import Order, Plan, Setback, Step
+from kata_gpu.model.plan import Order, Plan, Setback, StartService, Step, StopService
 from kata_gpu.model.report import NodeState, Outcome, Report, Result
 from kata_gpu.model.unit import UnitState
 from kata_gpu.plan import cdi, planner, state
@@ -41,7 +41,7 @@ class Turn:
 
     taken: tuple[tuple[Step, Outcome], ...]
     failed: Mapping[str, Setback] = field(default_factory=dict)
-    """Units that failed, or were skipped for a failure, with the reason."""
+    """Units and services that failed, or were skipped for a failure, with the reason."""
 
     @property
     def report(self) -> Report:
@@ -180,15 +180,20 @@ def clear(journal: Journal, unit: str) -> None:
 
 
 def _setbacks(plan: Plan, report: Report) -> dict[str, Setback]:
-    """Return the units that came to nothing, each with the first reason."""
+    """Return the units and services that came to nothing, each with the first reason.
+
+    One that is held although services were stopped for it has failed: starting these again is
+    heard, and it would be tried, and they be stopped, for ever.
+    """
     found: dict[str, Setback] = {}
     for step, outcome in zip(plan.steps, report.outcomes, strict=True):
         if outcome.detail is not None:
-            is_held = outcome.result is Result.HELD
+            stopped = any(isinstance(plan.steps[n - 1], StopService) for n in step.needs)
+            is_held = outcome.result is Result.HELD and not stopped
             state = UnitState.WAITING if is_held else UnitState.FAILED
             setback = Setback(reason=outcome.detail, state=state)
-            for unit in step.units:
-                found.setdefault(unit, setback)
+            for name in (step.name,) if isinstance(step, StartService) else step.units:
+                found.setdefault(name, setback)
     return found
 
 

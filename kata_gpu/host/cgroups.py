@@ -1,4 +1,4 @@
-"""Which container and pod a process belongs to, from the names of its control groups.
+"""Which container, pod and service a process belongs to, from the names of its control groups.
 
 containerd, CRI-O and Docker name a container's group by its 64 hex digits, in v1 and v2,
 with systemd and without; kubelet names the pod's by its uid, with dashes or underscores. A
@@ -17,6 +17,10 @@ _CONTAINER: Final = re.compile(r"(?<![0-9a-z])[0-9a-f]{64}(?![0-9a-z])")
 _POD: Final = re.compile(
     r"(?<![0-9a-z])pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?![0-9a-z])"
 )
+_SERVICE: Final = re.compile(
+    r"^[0-9]+:(?:name=systemd)?:/(?:\.\./)*(?:[^/\n]+\.slice/)*([^/\n]+\.service)(?:/|$)",
+    re.MULTILINE,
+)
 _LOGS: Final = re.compile(r"([a-z0-9-]{1,63})_([a-z0-9.-]{1,253})_([0-9a-f-]{32,36})")
 
 
@@ -30,6 +34,15 @@ def pod_uid(cgroups: str) -> str | None:
     """Return the uid of the pod as the API server writes it; None outside one."""
     match = _POD.search(cgroups)
     return None if match is None else match[1].replace("_", "-")
+
+
+def service(cgroups: str) -> str | None:
+    """Return the service of the host's systemd that a process belongs to; None for none.
+
+    A user's own manager is a service, and those below it are its own affair.
+    """
+    match = _SERVICE.search(cgroups)
+    return None if match is None else match[1]
 
 
 def pod_names(root: Path) -> dict[str, tuple[str, str]]:

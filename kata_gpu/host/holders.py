@@ -1,8 +1,7 @@
 """Who has a PCI function: the users of its device nodes, with user, container and pod."""
 
-import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Final
 
@@ -12,14 +11,13 @@ from kata_gpu.model.holder import Holder, How
 from kata_gpu.model.pci import PciAddress
 
 _USER: Final = re.compile(r"([\w.-]+\$?):[^:]*:([0-9]{1,10}):", re.ASCII)
-_OUR_CHILDREN: Final = frozenset({"kata-gpu-store", "kata-gpu-read"})
 
 
 def find(host: Host, addresses: Iterable[PciAddress]) -> dict[PciAddress, tuple[Holder, ...]]:
     """Return each function's holders, by pid, after one pass over /proc for all of them.
 
-    Whoever has a group's node has every function of the group. This process and its
-    children that read and write for it are nobody's holders.
+    Whoever has a group's node has every function of the group. This process is nobody's
+    holder; its children that read and write for it have no devices at all.
 
     Raises:
         HostError: processes cannot be listed, or a function's nodes cannot be found.
@@ -27,7 +25,7 @@ def find(host: Host, addresses: Iterable[PciAddress]) -> dict[PciAddress, tuple[
     named = {address: nodes.of(host, address) for address in addresses}
     numbers = {number for of_one in named.values() for number in of_one}
     people = _People(host)
-    uses = [use for use in procfs.uses(host.path("/proc"), numbers) if not people.is_ours(use.pid)]
+    uses = procfs.uses(host.path("/proc"), numbers)
     return {
         address: tuple(
             people.holder(use.pid, name, use.how) for use, name in _of_one(uses, address, of_one)
@@ -36,25 +34,14 @@ def find(host: Host, addresses: Iterable[PciAddress]) -> dict[PciAddress, tuple[
     }
 
 
-def find_at_work(
-    host: Host, addresses: Iterable[PciAddress]
+def at_work(
+    host: Host, gpus: Mapping[PciAddress, nvml.Gpu]
 ) -> dict[PciAddress, tuple[Holder, ...]]:
-    """Return whose work NVIDIA's driver runs on each GPU; nobody's where there is no NVML.
-
-    It opens each GPU for as long as it takes, so it is for before a change, not for each look.
-
-    Raises:
-        HostError: NVML is there and does not answer.
-    """
+    """Return whose work NVIDIA's driver runs on each GPU, given NVML's word on them."""
     people = _People(host)
-    said = nvml.read(host, addresses) or {}
     return {
-        address: tuple(
-            people.holder(pid, f"GPU {address}", How.NVML)
-            for pid in gpu.processes
-            if not people.is_ours(pid)
-        )
-        for address, gpu in said.items()
+        address: tuple(people.holder(pid, f"GPU {address}", How.NVML) for pid in gpu.processes)
+        for address, gpu in gpus.items()
     }
 
 
@@ -81,14 +68,6 @@ class _People:
         self._host = host
         self._processes: dict[int, procfs.Process] = {}
 
-    def is_ours(self, pid: int) -> bool:
-        """Tell whether it is a child of this process that works for it.
-
-        The name alone would let anybody hide: a process chooses its own.
-        """
-        process = self._process(pid)
-        return process.command in _OUR_CHILDREN and process.parent == os.getpid()
-
     def holder(self, pid: int, device: str, how: How) -> Holder:
         """Say who a process is that has a device."""
         process = self._process(pid)
@@ -104,6 +83,7 @@ class _People:
             pod_uid=pod_uid,
             pod_namespace=namespace,
             pod_name=name,
+            service=cgroups.service(process.cgroups),
         )
 
     def _process(self, pid: int) -> procfs.Process:

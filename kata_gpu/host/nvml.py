@@ -43,8 +43,7 @@ def read(host: Host, addresses: Iterable[PciAddress]) -> dict[PciAddress, Gpu] |
     Raises:
         HostError: NVML is there and refuses, or does not answer in time.
     """
-    listed = "/proc/driver/nvidia/gpus"
-    known = [a for a in addresses if os.path.exists(host.path(f"{listed}/{a}"))]
+    known = [address for address in addresses if _is_listed(host, address)]
     if not known:
         return {}
     answer = _ask(host, "read", *map(str, known))
@@ -57,30 +56,47 @@ def read(host: Host, addresses: Iterable[PciAddress]) -> dict[PciAddress, Gpu] |
             raise _refusal("read GPUs", answer)
 
 
-def set_persistence(host: Host, address: PciAddress, *, on: bool) -> None:
+def set_persistence(host: Host, address: PciAddress, *, on: bool) -> bool:
     """Let the driver keep a GPU started, or not; idempotent.
 
+    Return False where there is no such thing: no NVML, not this driver's GPU, or one that
+    knows no persistence mode.
+
     Raises:
-        HostError: NVML is not there, refuses, or does not answer in time.
+        HostError: NVML is there and refuses, or does not answer in time.
     """
-    _change(host, "persistence", address, on=on)
+    return _change(host, "persistence", address, on=on)
 
 
-def set_drain(host: Host, address: PciAddress, *, on: bool) -> None:
+def set_drain(host: Host, address: PciAddress, *, on: bool) -> bool:
     """Let the driver refuse new users of a GPU, or no longer; persistence must be off first.
+
+    Return False where there is no such thing: no NVML, not this driver's GPU, or one that
+    cannot be drained.
 
     Raises:
         HeldError: somebody uses it.
-        HostError: NVML is not there, refuses, or does not answer in time.
+        HostError: NVML is there and refuses, or does not answer in time.
     """
-    _change(host, "drain", address, on=on)
+    return _change(host, "drain", address, on=on)
 
 
-def _change(host: Host, what: str, address: PciAddress, *, on: bool) -> None:
+def _is_listed(host: Host, address: PciAddress) -> bool:
+    return os.path.exists(host.path(f"/proc/driver/nvidia/gpus/{address}"))
+
+
+def _change(host: Host, what: str, address: PciAddress, *, on: bool) -> bool:
+    if not _is_listed(host, address):
+        return False
     state = "on" if on else "off"
     answer = _ask(host, what, str(address), state)
-    if answer != {"done": True}:
-        raise _refusal(f"switch {what} {state} for {address}", answer)
+    match answer:
+        case {"done": True}:
+            return True
+        case {"absent": _} | {"unsupported": _}:
+            return False
+        case _:
+            raise _refusal(f"switch {what} {state} for {address}", answer)
 
 
 def _ask(host: Host, *words: str) -> dict[str, Any]:
@@ -108,7 +124,7 @@ def _refusal(what: str, answer: dict[str, Any]) -> HostError | HeldError:
     match answer:
         case {"in_use": str(said)}:
             return HeldError(f"cannot {what}: NVML says {said}; end its users first")
-        case {"refused": str(said)} | {"absent": str(said)}:
+        case {"refused": str(said)}:
             return HostError(f"cannot {what}: NVML says {said}")
         case _:
             return HostError(f"cannot {what}: NVML's answer is {answer!r}")
@@ -142,8 +158,12 @@ def main(words: list[str]) -> dict[str, Any]:
     except pynvml.NVMLError as error:
         if error.value in absent:
             return {"absent": str(error)}
-        used = error.value == pynvml.NVML_ERROR_IN_USE
-        return {"in_use" if used else "refused": str(error)}
+        kinds = {
+            pynvml.NVML_ERROR_IN_USE: "in_use",
+            pynvml.NVML_ERROR_NOT_SUPPORTED: "unsupported",
+            pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "unsupported",
+        }
+        return {kinds.get(error.value, "refused"): str(error)}
     return {"done": True}
 
 

@@ -6,7 +6,9 @@ in flight between processes are not seen: what this finds is in use, what it doe
 is only probably free.
 
 A process may have files of a server that does not answer, or that it serves itself, so no
-file system is asked for more than it has at hand (AT_STATX_DONT_SYNC).
+file system is asked for more than it has at hand (AT_STATX_DONT_SYNC). One bound is missing:
+to list mappings waits while the process itself changes them, so a process that hangs in the
+kernel at that holds up the look.
 
 Source: Linux Documentation/filesystems/proc.rst; include/uapi/linux/stat.h.
 """
@@ -33,6 +35,7 @@ _MAPPING: Final = re.compile(
 
 _VFIO_DEVICE: Final = b"anon_inode:[vfio-device]"
 _SYSPATH: Final = re.compile(r"^vfio-device-syspath:\s+/\S*/([^/\s]+)$", re.MULTILINE)
+_UID: Final = re.compile(r"^Uid:\s+([0-9]+)", re.MULTILINE)
 _NONE: Final = 0  # as a device's number: no device has it
 
 _AT_FDCWD: Final = -100
@@ -67,7 +70,6 @@ class Process:
     """What a process says of itself; None for what it does not, as when it has ended."""
 
     command: str
-    parent: int | None
     uid: int | None
     cgroups: str
     """Its /proc/PID/cgroup; empty when it cannot be read."""
@@ -96,11 +98,9 @@ def uses(proc: Path, numbers: Collection[int]) -> tuple[Use, ...]:
 
 def process(proc: Path, pid: int) -> Process:
     """Return what is known of a process, which may have ended."""
-    status = _text(proc / f"{pid}/status")
     return Process(
         command=_command(proc, pid),
-        parent=_field(status, "PPid"),
-        uid=_field(status, "Uid"),
+        uid=_uid(_text(proc / f"{pid}/status")),
         cgroups=_text(proc / f"{pid}/cgroup"),
     )
 
@@ -236,7 +236,6 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _field(status: str, name: str) -> int | None:
-    """Return the first number of a line of /proc/PID/status."""
-    match = re.search(rf"^{name}:\s+([0-9]+)", status, re.MULTILINE)
+def _uid(status: str) -> int | None:
+    match = _UID.search(status)
     return None if match is None else int(match[1])

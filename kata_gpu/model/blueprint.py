@@ -95,6 +95,9 @@ class Pool:
     max_units: int | None = None
     """Units past this number fall through to the next pool that matches; None for no limit."""
 
+    stop_services: tuple[str, ...] = ()
+    """systemd services that keep its GPUs busy: none of them runs while a unit is ours."""
+
     def selects(self, function: PciFunction) -> bool:
         """Tell whether any selector matches a function that is not a bridge."""
         return not function.is_bridge and any(s.matches(function) for s in self.selectors)

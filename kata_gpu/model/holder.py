@@ -42,6 +42,8 @@ class Holder:
     """None when kubelet keeps no logs of the pod; so is the name."""
 
     pod_name: str | None = None
+    service: str | None = None
+    """The host's systemd service that it belongs to; None for a process of none."""
 
     def __str__(self) -> str:
         facts = [f"pid {self.pid}"]
@@ -53,6 +55,8 @@ class Holder:
             facts.append(f"pod {self.pod_uid}")
         elif self.container is not None:
             facts.append(f"container {self.container[:_CONTAINER_SHOWN]}")
+        elif self.service is not None:
+            facts.append(f"service {self.service}")
         what = (
             f"runs work on {self.device}"
             if self.how is How.NVML

@@ -78,6 +78,42 @@ class LoadModule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StopService:
+    """Stop a service of the host, to be started again; one that does not run is left so."""
+
+    name: str
+    units: tuple[str, ...]
+    """Those that cannot leave their drivers while it runs."""
+
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"stop service {self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartService:
+    """Start a service that we stopped."""
+
+    name: str
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"start service {self.name}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that come to nothing if it fails."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
     """One function's way from the binding it has to the one it shall have."""
 
@@ -244,7 +280,17 @@ class RemoveFile:
         return ()
 
 
-Step = LoadModule | MoveGroup | NoteUse | CleanUnit | Quarantine | WriteFile | RemoveFile
+Step = (
+    LoadModule
+    | StopService
+    | MoveGroup
+    | NoteUse
+    | CleanUnit
+    | Quarantine
+    | StartService
+    | WriteFile
+    | RemoveFile
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 No step is planned for a unit with an objection; what it is offered as stays as it is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from kata_gpu.model.blueprint import Pool
 from kata_gpu.model.ledger import LedgerEntry
@@ -55,11 +55,17 @@ def drifted(now: Situation, unit: str, moves: Sequence[Move]) -> Finding | None:
     )
 
 
-def held(now: Situation, unit: str, moves: Sequence[Move]) -> Finding | None:
-    """Object to taking a driver away from a function that somebody has."""
+def held(
+    now: Situation, unit: str, moves: Sequence[Move], *, stopped: Collection[str] = ()
+) -> Finding | None:
+    """Object to taking a driver away from a function that somebody has.
+
+    Processes of services that are *stopped* before are nobody.
+    """
     if not any(move.changes_driver for move in moves):
         return None
-    holders = now.holders(move.address for move in moves)
+    found = now.holders(move.address for move in moves)
+    holders = [holder for holder in found if holder.service not in stopped]
     if not holders:
         return None
     who = "; ".join(map(str, holders))

@@ -17,9 +17,20 @@ from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.pci import PciFunction
-from kata_gpu.model.plan import Finding, Move, MoveGroup, NoteUse, Order, Plan, Setback, Severity
+from kata_gpu.model.plan import (
+    Finding,
+    LoadModule,
+    Move,
+    MoveGroup,
+    NoteUse,
+    Order,
+    Plan,
+    Setback,
+    Severity,
+    StopService,
+)
 from kata_gpu.model.unit import Unit
-from kata_gpu.plan import cdi, checks, cleaning, objections, published, targets, units
+from kata_gpu.plan import cdi, checks, cleaning, objections, published, services, targets, units
 from kata_gpu.plan.cleaning import CleaningStep
 from kata_gpu.plan.published import Steps
 from kata_gpu.plan.situation import Situation
@@ -98,6 +109,7 @@ class _Draft:
         self._cleanings: list[CleaningStep] = []
         self._offers: dict[str, dict[str, tuple[str, ...]]] = {}
         self._passengers = 0
+        self._pools: dict[str, Pool] = {}
 
     # What becomes of each unit
 
@@ -105,6 +117,7 @@ class _Draft:
         """Add what *unit* needs, or why it gets nothing; what is in order stays either way."""
         now = self._now
         pool = next(pool for pool in now.blueprint.pools if pool.name == unit.pool)
+        self._pools[unit.id] = pool
         entry = now.ledger.entry(unit.id)
         match pool.mode:
             case Mode.IGNORE:
@@ -236,7 +249,8 @@ class _Draft:
             )
             return
         if self._objects(
-            objections.drifted(now, unit.id, moves) or objections.held(now, unit.id, moves)
+            objections.drifted(now, unit.id, moves)
+            or objections.held(now, unit.id, moves, stopped=pool.stop_services)
         ):
             self._loads = {m: [u for u in us if u != unit.id] for m, us in self._loads.items()}
             return
@@ -288,7 +302,7 @@ class _Draft:
     # Order
 
     def finish(self) -> Plan:
-        """Return the plan: withdraw, load, move, clean, publish, clear away."""
+        """Return the plan: withdraw, load, stop, move, clean, publish, clear away, start."""
         now = self._now
         steps = Steps(now.inventory.files)
         for note in self._notes:
@@ -299,11 +313,12 @@ class _Draft:
             if group.is_release or any(map(now.changes_vfio, group.moves))
         } | {step.unit for step in self._cleanings}
         withdrawn = self._withdraw(steps, leaving)
-        loads = self._load(steps)
+        stops = services.stops(now, self._pools, self._moves)
+        prepared = self._prepare(steps, stops)
         numbers = {}
         for move in sorted(self._moves, key=lambda m: (not m.is_release, m.entry.unit)):
             unit = move.entry.unit
-            needs = (*(withdrawn if unit in leaving else ()), *loads.get(unit, ()))
+            needs = (*(withdrawn if unit in leaving else ()), *prepared.get(unit, ()))
             numbers[unit] = steps.add(replace(move, needs=needs))
         for step in sorted(self._cleanings, key=lambda s: s.unit):
             numbers[step.unit] = steps.add(replace(step, needs=withdrawn))
@@ -318,6 +333,10 @@ class _Draft:
         wanted = {wish.path for wish in wishes}
         stale = (path for path in now.ledger.files if path not in wanted)
         steps.clear(stale, "the blueprint asks for it no more")
+        back = sorted(numbers[move.entry.unit] for move in self._moves if move.is_release)
+        starts, findings = services.starts(now, self._pools, stops, needs=tuple(back))
+        self.findings.extend(findings)
+        steps.steps.extend(starts)
         return self._plan(steps)
 
     def finish_release(self, *, everything: bool) -> Plan:
@@ -331,6 +350,8 @@ class _Draft:
         is_all = len(self._moves) == len(self._now.ledger.entries)
         if everything and is_all:  # a unit that stays keeps what its VM was given by
             steps.clear(self._now.ledger.files, "everything is given back", moved)
+        for name in self._now.ledger.services if is_all else ():
+            steps.add(services.start(name, needs=moved))
         return self._plan(steps)
 
     def _withdraw(self, steps: Steps, leaving: set[str]) -> tuple[int, ...]:
@@ -340,13 +361,14 @@ class _Draft:
                 steps.fulfil(wish, ())
         return tuple(range(before + 1, len(steps.steps) + 1))
 
-    def _load(self, steps: Steps) -> dict[str, tuple[int, ...]]:
-        """Add the modules that are missing; return the steps that each unit needs of them."""
+    def _prepare(self, steps: Steps, stops: Iterable[StopService]) -> dict[str, tuple[int, ...]]:
+        """Add what must be before units move; return the steps that each unit needs of it."""
+        loads = (targets.load(name, units) for name, units in sorted(self._loads.items()) if units)
+        before: tuple[LoadModule | StopService, ...] = (*loads, *stops)
         needs: dict[str, tuple[int, ...]] = {}
-        for module, waiting in sorted(self._loads.items()):
-            if waiting:
-                number = steps.add(targets.load(module, waiting))
-                needs |= {unit: (*needs.get(unit, ()), number) for unit in waiting}
+        for step in before:
+            number = steps.add(step)
+            needs |= {unit: (*needs.get(unit, ()), number) for unit in step.units}
         return needs
 
     def _plan(self, steps: Steps) -> Plan:

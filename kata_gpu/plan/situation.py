@@ -24,7 +24,7 @@ class Situation:
     inventory: Inventory
     ledger: Ledger
     failed: Mapping[str, Setback]
-    """Units and files that are not to be touched now."""
+    """Units, files, and services to start that are not to be touched now."""
 
     kept: Order
     """What was in order and is not to be repaired."""
@@ -86,6 +86,11 @@ class Situation:
     def changes_vfio(self, move: Move) -> bool:
         """Tell whether a function goes from one VFIO driver to another."""
         return self.is_on_vfio(move.address) and move.changes_driver
+
+    def leaves_host_driver(self, move: Move) -> bool:
+        """Tell whether a driver of the host has to let go of a function."""
+        has_driver = move.before.driver is not None and not self.is_on_vfio(move.address)
+        return has_driver and move.changes_driver
 
     def groups_of(self, entry: LedgerEntry) -> tuple[int, ...]:
         """Return the groups that hold the functions of a unit that is ours, as they are now."""

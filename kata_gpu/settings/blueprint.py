@@ -19,6 +19,7 @@ _HANDLER: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _RESOURCE: Final = re.compile(
     r"[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)+/[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 )
+_SERVICE: Final = re.compile(r"(?!.*@\.service$)[A-Za-z0-9][A-Za-z0-9@:._-]{0,246}\.service")
 _HYPERVISORS: Final = {Runtime.GO: ("qemu", "clh"), Runtime.RUST: ("qemu",)}
 
 
@@ -82,6 +83,9 @@ _Label = Annotated[
 _HandlerName = Annotated[
     str, _spelt(_HANDLER, "at most 63 lower-case letters, digits and dashes, as RuntimeClass has")
 ]
+_Service = Annotated[
+    str, _spelt(_SERVICE, "the full name of a systemd service, such as nvidia-dcgm.service")
+]
 _Resource = Annotated[str, _spelt(_RESOURCE, "vendor.tld/class, such as nvidia.com/pgpu")]
 
 
@@ -122,6 +126,7 @@ class PoolTable(Table):
     resource: _Resource | None = None
     min_units: int = Field(0, ge=0)
     max_units: int | None = Field(None, ge=0)
+    stop_services: tuple[_Service, ...] = ()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -129,6 +134,8 @@ class PoolTable(Table):
             raise ValueError('mode "passthrough" needs a resource, such as "nvidia.com/pgpu"')
         if self.mode is not Mode.PASSTHROUGH and self.resource is not None:
             raise ValueError(f'mode "{self.mode}" offers nothing, so it takes no resource')
+        if self.mode is not Mode.PASSTHROUGH and self.stop_services:
+            raise ValueError(f'mode "{self.mode}" takes no driver away, so it stops no services')
         if self.max_units is not None and self.max_units < self.min_units:
             raise ValueError("max_units is less than min_units")
         return self
@@ -142,6 +149,7 @@ class PoolTable(Table):
             resource=self.resource,
             min_units=self.min_units,
             max_units=self.max_units,
+            stop_services=self.stop_services,
         )
 
 

@@ -273,13 +273,18 @@ class FakeKernel(Sysfs):
     @contextmanager
     def process(self, command: str, *nodes: Path, uid: int = 0, cgroup: str = "/") -> Iterator[int]:
         """Let a process have device nodes open, and return its pid."""
-        with self._lock:
-            pid = self._free_pid()
-            self.tree.add_process(pid, command, nodes, uid=uid, cgroup=cgroup)
+        pid = self.spawn(command, *nodes, uid=uid, cgroup=cgroup)
         try:
             yield pid
         finally:
             self.tree.remove_process(pid)
+
+    def spawn(self, command: str, *nodes: Path, uid: int = 0, cgroup: str = "/") -> int:
+        """Let a process begin that has device nodes open, and return its pid."""
+        with self._lock:
+            pid = self._free_pid()
+            self.tree.add_process(pid, command, nodes, uid=uid, cgroup=cgroup)
+        return pid
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> str:
         """Run modprobe, which loads a module of the table; see `kata_gpu.host.commands.Run`."""

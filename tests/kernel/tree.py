@@ -42,6 +42,7 @@ class Tree:
         self.sys = root / "sys"
         self._homes: dict[str, Path] = {}
         self._nodes = 0
+        self._lists_nvidia_gpus = False
         for folder in (
             "bus/pci/devices",
             "bus/pci/drivers",
@@ -162,6 +163,22 @@ class Tree:
             _link(link, folder)
             _link(folder / spec.address, home)
         self._put(home / "uevent", _uevent(spec, driver), READ_WRITE)
+        if self._lists_nvidia_gpus:
+            self._list_nvidia_gpu(spec.address, driver)
+
+    def list_nvidia_gpus(self) -> None:
+        """Show in procfs what NVIDIA's driver has, as it does once it is installed whole."""
+        self._lists_nvidia_gpus = True
+        for address, home in self._homes.items():
+            driver = home / "driver"
+            self._list_nvidia_gpu(address, driver.readlink().name if driver.exists() else None)
+
+    def _list_nvidia_gpu(self, address: str, driver: str | None) -> None:
+        folder = self.root / "proc/driver/nvidia/gpus" / address
+        if driver == "nvidia":
+            self.text(f"proc/driver/nvidia/gpus/{address}/information", "Device Minor: \t 0\n")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def show_virtual(self, physical: str, index: int, virtual: str) -> None:
         """Show the link from a physical function to one of its virtual ones."""

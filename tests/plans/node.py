@@ -32,7 +32,9 @@ from kata_gpu.model.plan import (
     Quarantine,
     RemoveFile,
     Setback,
+    StartService,
     Step,
+    StopService,
     WriteFile,
 )
 from kata_gpu.plan import cdi, planner
@@ -133,6 +135,10 @@ class Node:
                 self.know(is_used=True)
             case Quarantine():
                 self.know(quarantine=step.reason)
+            case StopService(name=name):
+                self.ledger = self.ledger.with_service(name)
+            case StartService(name=name):
+                self.ledger = self.ledger.without_service(name)
             case _:
                 raise AssertionError(step)
 

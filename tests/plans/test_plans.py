@@ -14,12 +14,19 @@ from pathlib import Path
 import pytest
 
 from kata_gpu.model.plan import MoveGroup, Plan, Severity, text
-from tests.plans import care, files, history, selection, variants
+from tests.plans import care, files, history, selection, services, variants
 from tests.plans.node import SCENARIOS
 
 _GOLDEN = Path(__file__).parent
 _MEMORY = Path("/dev/shm")  # noqa: S108 - nodes are many small files, and gone at once
-_MODULES = (care, files, history, selection, variants)  # importing them registers their scenarios
+_MODULES = (
+    care,
+    files,
+    history,
+    selection,
+    services,
+    variants,
+)  # importing them registers their scenarios
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,66 @@
+"""Services of the host's systemd.
+
+systemctl talks to systemd's own socket in /run/systemd, else to the bus. In a container that
+sees the host's processes it takes itself to be in a chroot and would do nothing, and call
+that success; SYSTEMD_IGNORE_CHROOT tells it otherwise.
+
+Source: systemctl(1); docs/ENVIRONMENT.md and src/basic/virt.c of systemd.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from kata_gpu.errors import HostError
+from kata_gpu.host import Host
+
+_SYSTEMCTL: Final = ("/usr/bin/env", "SYSTEMD_IGNORE_CHROOT=1", "/usr/bin/systemctl")
+_LOOK_TIMEOUT_S: Final = 10.0
+_CHANGE_TIMEOUT_S: Final = 100.0  # systemd kills what has not stopped after 90 s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """What systemd says of a service."""
+
+    load_state: str
+    active_state: str
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has processes, or may have them in a moment."""
+        return self.active_state not in {"inactive", "failed"}
+
+    @property
+    def can_start(self) -> bool:
+        """Whether it is installed, and no admin forbids it."""
+        return self.load_state not in {"not-found", "masked"}
+
+
+def read(host: Host, name: str) -> Service:
+    """Return the state of a service; one that is not installed does not run.
+
+    Raises:
+        HostError: there is no systemd, or it does not answer.
+    """
+    argv = (*_SYSTEMCTL, "show", "-p", "LoadState", "-p", "ActiveState", "--", name)
+    try:
+        said = host.run(argv, timeout_s=_LOOK_TIMEOUT_S)
+    except HostError as error:
+        raise HostError(
+            f"cannot ask the host's systemd about {name} ({error}); in a pod mount its "
+            f"/run/dbus/system_bus_socket, and where there is no systemd name no services"
+        ) from error
+    found = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    if not {"LoadState", "ActiveState"} <= found.keys():
+        raise HostError(f"cannot read systemd's answer about {name}: {said!r:.80}")
+    return Service(load_state=found["LoadState"], active_state=found["ActiveState"])
+
+
+def stop(host: Host, name: str) -> None:
+    """Stop a service and wait until its processes have ended; HostError as systemd refuses."""
+    host.run((*_SYSTEMCTL, "--no-ask-password", "stop", "--", name), timeout_s=_CHANGE_TIMEOUT_S)
+
+
+def start(host: Host, name: str) -> None:
+    """Start a service and wait until it runs; HostError as systemd refuses."""
+    host.run((*_SYSTEMCTL, "--no-ask-password", "start", "--", name), timeout_s=_CHANGE_TIMEOUT_S)
