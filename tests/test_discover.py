@@ -90,6 +90,16 @@ def test_a_stranger_in_a_gpus_slot_is_listed_whatever_its_group(tmp_path: Path) 
     assert "0000:01:00.3" in addresses(collected(kernel))
 
 
+def test_virtual_functions_of_what_matters_are_listed_wherever_they_sit(tmp_path: Path) -> None:
+    kernel = nodes.bare(tmp_path)
+    parent, virtual = "0000:01:1f.7", "0000:02:00.0"
+    kernel.add_device(
+        parent, vendor=0x8086, device=0x56C0, class_code=0x020000, driver="xe", total_vfs=1, vfs=1
+    )
+    found = discover.collect(kernel.host, interest=lambda found: found.address == address(parent))
+    assert address(virtual) in found.by_address()
+
+
 def test_functions_come_by_address(tmp_path: Path) -> None:
     found = addresses(collected(nodes.hgx(tmp_path)))
     assert found == sorted(found)

@@ -137,6 +137,16 @@ def test_a_physical_function_counts_its_virtual_ones(tmp_path: Path) -> None:
     assert read(nodes.sriov(tmp_path, vfs=2)).sriov == PhysicalFunction(total_vfs=31, active_vfs=2)
 
 
+@pytest.mark.parametrize(("said", "probes"), [("0", False), ("1", True), ("junk", True)])
+def test_a_physical_function_says_whether_drivers_may_take_its_virtual_ones(
+    tmp_path: Path, said: str, probes: bool
+) -> None:
+    kernel = nodes.sriov(tmp_path)
+    say(kernel, "sriov_drivers_autoprobe", f"{said}\n".encode())
+    expected = PhysicalFunction(total_vfs=31, active_vfs=0, probes_vfs=probes)
+    assert read(kernel).sriov == expected
+
+
 def test_a_virtual_function_knows_its_parent(tmp_path: Path) -> None:
     found = read(nodes.sriov(tmp_path, vfs=2), "0000:01:00.2")
     assert found.sriov == VirtualFunction(parent=address(GPU))
@@ -309,6 +319,13 @@ def test_a_parent_that_is_no_address_makes_it_unreadable(tmp_path: Path) -> None
     point(kernel, "physfn", "../evil", "0000:01:00.1")
     with pytest.raises(UnreadableFunctionError):
         read(kernel, "0000:01:00.1")
+
+
+def test_a_virtual_function_that_is_no_address_makes_its_parent_unreadable(tmp_path: Path) -> None:
+    kernel = nodes.sriov(tmp_path, vfs=1)
+    point(kernel, "virtfn0", "../evil")
+    with pytest.raises(UnreadableFunctionError, match="cannot read the virtual functions of"):
+        read(kernel)
 
 
 def test_a_function_that_vanished_since_it_was_placed_is_unreadable(tmp_path: Path) -> None:

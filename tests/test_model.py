@@ -14,10 +14,12 @@ from kata_gpu.model.pci import Binding, Identity, PciAddress
 from kata_gpu.model.plan import (
     Finding,
     LoadModule,
+    MakeVirtuals,
     Move,
     MoveGroup,
     Plan,
     RemoveFile,
+    RemoveVirtuals,
     Severity,
     WriteFile,
     text,
@@ -315,6 +317,8 @@ def test_every_kind_of_step_has_a_headline() -> None:
     new = WriteFile(path="/a", staging="/", content="ä", is_new=True, reason="so")
     steps = (
         LoadModule(module="vfio-pci", units=("0000:01:00.0",), reason="so"),
+        MakeVirtuals(parent=GPU, count=1, had_autoprobe=True, reason="so"),
+        RemoveVirtuals(parent=GPU, reason="so"),
         binding,
         releasing,
         replace(binding, moves=()),
@@ -324,6 +328,8 @@ def test_every_kind_of_step_has_a_headline() -> None:
     )
     assert [step.headline for step in steps] == [
         "load module vfio-pci",
+        "make 1 virtual function of 0000:01:00.0",
+        "remove the virtual functions of 0000:01:00.0",
         "bind unit 0000:01:00.0 (IOMMU groups 7, 8)",
         "release unit 0000:01:00.0",
         "verify unit 0000:01:00.0 (IOMMU groups 7, 8)",

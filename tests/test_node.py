@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from kata_gpu.discover.inventory import collect
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host
 from kata_gpu.model.iommu import judge
-from kata_gpu.model.pci import Bar, PciAddress, PhysicalFunction, VirtualFunction
+from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
+from kata_gpu.model.pci import Bar, Binding, PciAddress, PhysicalFunction, VirtualFunction
+from kata_gpu.model.plan import LoadModule, MakeVirtuals, Move, MoveGroup, Plan, Step
 from kata_gpu.model.platform import IommuKind
 from kata_gpu.model.report import Report
 from kata_gpu.model.unit import UnitState
@@ -59,6 +62,10 @@ class Agent:
             last_report=turn.report,
         )
         return {unit.id: unit.state for unit in described.units}
+
+    def take(self, *steps: Step) -> Report:
+        plan = Plan(blueprint="by hand", steps=steps)
+        return executor.execute(self.host, plan, self.journal)
 
     def release(self) -> Report:
         plan = node.make_release(self.host, self.settings, self.journal.ledger, None)
@@ -167,6 +174,82 @@ def test_virtual_functions_are_told_from_their_parent(machine: Machine) -> None:
         assert [b.address for b in verdict.blockers] == [owner.address]
     finally:
         count.write_text("0")
+
+
+def links(parent: str) -> list[str]:
+    return sorted(link.readlink().name for link in (DEVICES / parent).glob("virtfn*"))
+
+
+def autoprobe(parent: str) -> str:
+    return (DEVICES / parent / "sriov_drivers_autoprobe").read_text().strip()
+
+
+def to_vfio(virtual: str) -> MoveGroup:
+    """Return the step that a planner would make, were it not of a storage controller."""
+    free, vfio = Binding(None, None), Binding("vfio-pci", "vfio-pci")
+    address = PciAddress.parse(virtual)
+    vendor, device = (int((DEVICES / virtual / n).read_text(), 16) for n in ("vendor", "device"))
+    known = OriginalFunction(address=address, vendor=vendor, device=device, original=free)
+    return MoveGroup(
+        entry=LedgerEntry(unit=virtual, stage=Stage.BINDING, functions=(known,)),
+        groups=(int((DEVICES / virtual / "iommu_group").readlink().name),),
+        moves=(Move(address=address, before=free, target=vfio),),
+        reason="test",
+    )
+
+
+@pytest.mark.lab
+def test_virtual_functions_of_a_storage_controller_are_not_even_made(
+    machine: Machine, agents: list[Agent], tmp_path: Path
+) -> None:
+    parent = machine.address("nvme-pf")
+    asking = pool(at(parent)).replace("mode =", "virtual_functions = 2\nmode =")
+    turn = agent_for(agents, tmp_path, asking).converge()
+    assert turn.report.outcomes == ()
+    assert "it is a storage controller" in turn.plan.refusals[0].reason
+    assert links(parent) == []
+
+
+@pytest.mark.lab
+def test_virtual_functions_are_made_bound_given_back_and_removed(
+    machine: Machine, agents: list[Agent], tmp_path: Path
+) -> None:
+    parent = machine.address("nvme-pf")
+    agent = agent_for(agents, tmp_path, "")
+    step = MakeVirtuals(parent=PciAddress.parse(parent), count=2, had_autoprobe=True, reason="test")
+    assert agent.take(step).failures == ()
+    first, second = links(parent)
+    assert (driver(first), driver(second), autoprobe(parent)) == (None, None, "0")
+    assert "meanwhile somebody else made 2" in str(agent.take(step).failures[0].detail)
+    load = LoadModule(module="vfio-pci", units=(first, second), reason="test")
+    assert agent.take(load, to_vfio(first), to_vfio(second)).failures == ()
+    assert (driver(first), driver(second), driver(parent)) == ("vfio-pci", "vfio-pci", "nvme")
+    with pod_vm.held((f"/dev/vfio/{(DEVICES / first / 'iommu_group').readlink().name}",)):
+        assert agent.release().failures == ()
+        assert (links(parent), driver(first)) == ([first, second], "vfio-pci")
+    assert agent.release().failures == ()
+    assert (links(parent), autoprobe(parent), driver(parent)) == ([], "1", "nvme")
+    assert agent.journal.ledger == Ledger()
+
+
+@pytest.mark.lab
+def test_virtual_functions_that_cannot_be_made_leave_nothing_behind(
+    machine: Machine, agents: list[Agent], tmp_path: Path
+) -> None:
+    parent = machine.address("nvme-pf")
+    agent = agent_for(agents, tmp_path, "")
+    step = MakeVirtuals(parent=PciAddress.parse(parent), count=5, had_autoprobe=True, reason="test")
+    (failure,) = agent.take(step).failures
+    assert "Numerical result out of range" in str(failure.detail)
+    assert (links(parent), autoprobe(parent)) == ([], "1")
+    Path("/sys/bus/pci/drivers/nvme/unbind").write_text(parent)
+    try:
+        (failure,) = agent.take(replace(step, count=2)).failures
+    finally:
+        Path("/sys/bus/pci/drivers/nvme/bind").write_text(parent)
+    assert "it has no driver, or one that makes none" in str(failure.detail)
+    assert (links(parent), autoprobe(parent)) == ([], "1")
+    assert agent.journal.ledger == Ledger()
 
 
 @pytest.mark.lab

@@ -66,6 +66,7 @@ def test_every_key_reaches_the_blueprint() -> None:
         min_units = 1
         max_units = 4
         stop_services = ["nvidia-persistenced.service", "dcgm@0.service"]
+        virtual_functions = 2
         [[pool.select]]
         vendor = "0x10de"
         device = "2330"
@@ -104,6 +105,7 @@ def test_every_key_reaches_the_blueprint() -> None:
                 min_units=1,
                 max_units=4,
                 stop_services=("nvidia-persistenced.service", "dcgm@0.service"),
+                virtual_functions=2,
             ),
             Pool(name="rest", mode=Mode.IGNORE, selectors=(Selector(class_prefix="03"),)),
         ),
@@ -154,7 +156,7 @@ def test_every_key_reaches_the_settings() -> None:
         (
             HEAD + POOL.replace("KEY", "max = 1"),
             "pool[1].max",
-            "max_units, min_units, mode, name, resource, select, stop_services",
+            "max_units, min_units, mode, name, resource, select, stop_services, virtual_functions",
         ),
         (
             HEAD + SELECTOR.replace("KEY", 'vendor = "10de", model = "x"'),
@@ -244,6 +246,17 @@ def test_a_key_of_control_characters_stays_on_one_line() -> None:
                 "full name of a systemd service",
             )
             for name in ("dcgm", "-a.service", "a@.service", "a.socket", "a/b.service", ".service")
+        ),
+        (
+            HEAD + POOL.replace("KEY", "virtual_functions = 2"),
+            "pool[1]",
+            'mode "host" makes nothing, so it takes no virtual_functions',
+        ),
+        (HEAD + POOL.replace("KEY", "virtual_functions = 0"), "virtual_functions is 0", "1"),
+        (
+            HEAD + POOL.replace("KEY", "virtual_functions = true"),
+            "virtual_functions is True",
+            "a whole number",
         ),
         (HEAD + SELECTOR.replace("KEY", ""), "pool[1].select[1]", "at least one condition"),
         (HEAD + SELECTOR.replace("KEY", "vendor = 4318"), "vendor is 4318", "4 lower-case hex"),

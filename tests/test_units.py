@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from kata_gpu.model.blueprint import Blueprint, Mode, Selector
-from kata_gpu.model.inventory import Inventory
+from kata_gpu.model.inventory import Inventory, Problem
 from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
-from kata_gpu.model.pci import Binding, PciFunction
+from kata_gpu.model.pci import Binding, PciFunction, PhysicalFunction, VirtualFunction
 from kata_gpu.model.plan import Finding, Severity
 from kata_gpu.model.unit import Unit
 from kata_gpu.plan import units
@@ -145,6 +145,62 @@ def test_a_stranger_that_another_pool_names_is_an_obstacle_still(mode: Mode) -> 
     assert formed == ()
     assert [f.subject for f in findings] == ["0000:01:00.0"]
     assert str(NETWORK.address) in findings[0].reason
+
+
+# Virtual functions
+
+PARENT = replace(FIRST, sriov=PhysicalFunction(total_vfs=4, active_vfs=2))
+SLICES = tuple(
+    replace(function(f"01:00.{n}", group=9 + n), sriov=VirtualFunction(parent=PARENT.address))
+    for n in (1, 2)
+)
+ASKING = replace(pool("slices", at("01:00.0")), virtual_functions=2)
+
+
+def test_the_virtual_functions_that_a_pool_asks_for_are_its_units_and_the_parent_is_none() -> None:
+    formed, _ = form(blueprint_of(ASKING, pool("gpus")), inventory_of(PARENT, *SLICES), Ledger())
+    assert ids(formed, "slices") == ["01:00.1", "01:00.2"]
+    assert ids(formed) == []
+    assert all(unit.verdict.is_viable for unit in formed)
+
+
+def test_a_pool_before_that_names_one_does_not_get_it() -> None:
+    pools = pool("gpus", at("01:00.1")), ASKING
+    formed, _ = form(blueprint_of(*pools), inventory_of(PARENT, *SLICES), Ledger())
+    assert ids(formed) == []
+    assert ids(formed, "slices") == ["01:00.1", "01:00.2"]
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_where_the_parents_pool_asks_for_none_they_are_functions_as_others(mode: Mode) -> None:
+    pools = pool("parent", at("01:00.0"), mode=mode), replace(pool("gpus"), virtual_functions=2)
+    formed, _ = form(blueprint_of(*pools), inventory_of(PARENT, *SLICES), Ledger())
+    assert ids(formed, "parent") == ["01:00.0"]
+    assert ids(formed) == ["01:00.1", "01:00.2"]
+
+
+def test_a_limit_counts_virtual_functions_and_the_rest_falls_to_nobody() -> None:
+    limited = replace(ASKING, max_units=1, min_units=2)
+    formed, findings = form(
+        blueprint_of(limited, pool("gpus")), inventory_of(PARENT, *SLICES), Ledger()
+    )
+    assert ids(formed, "slices") == ["01:00.1"]
+    assert ids(formed) == []
+    assert [f.reason for f in findings] == ["it selects 1 of at least 2 units"]
+
+
+def test_of_a_parent_that_cannot_be_read_nobody_gets_a_virtual_function() -> None:
+    unread = Problem(subject=str(PARENT.address), reason="Input/output error")
+    inventory = replace(inventory_of(*SLICES), problems=(unread,))
+    formed, _ = form(blueprint_of(ASKING, pool("rest", mode=Mode.HOST)), inventory, Ledger())
+    assert formed == ()
+
+
+def test_a_whole_function_never_falls_through_to_a_pool_that_asks_for_virtual_ones() -> None:
+    pools = pool("gpus", max_units=1), replace(pool("slices"), virtual_functions=2)
+    formed, _ = form(blueprint_of(*pools), inventory_of(FIRST, SECOND), Ledger())
+    assert ids(formed) == ["01:00.0"]
+    assert ids(formed, "slices") == []
 
 
 # Limits

@@ -12,19 +12,22 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import assert_never
 
-from kata_gpu.act import cleaning, moving, services
+from kata_gpu.act import cleaning, moving, services, virtuals
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HeldError, KataGpuError, VerificationError
 from kata_gpu.host import Host, files, modules
 from kata_gpu.model.plan import (
     CleanUnit,
     LoadModule,
+    MakeVirtuals,
     MoveGroup,
     NoteUse,
     Plan,
     Quarantine,
     RemoveFile,
+    RemoveVirtuals,
     StartService,
     Step,
     StopService,
@@ -121,19 +124,37 @@ def _do(host: Host, step: Step, journal: Journal) -> None:
     match step:
         case LoadModule():
             _load(host, step)
+        case StopService() | StartService():
+            _switch(host, step, journal)
+        case MakeVirtuals() | RemoveVirtuals():
+            _change_virtuals(host, step, journal)
         case MoveGroup():
             moving.move(host, step, journal)
         case CleanUnit():
             cleaning.clean(host, step, journal)
+        case WriteFile() | RemoveFile():
+            _change_file(host, step, journal)
+        case NoteUse() | Quarantine():
+            _note(step, journal)
+        case _:
+            assert_never(step)
+
+
+def _change_virtuals(host: Host, step: MakeVirtuals | RemoveVirtuals, journal: Journal) -> None:
+    match step:
+        case MakeVirtuals():
+            virtuals.make(host, step, journal)
+        case RemoveVirtuals():
+            virtuals.remove(host, step, journal)
+
+
+def _change_file(host: Host, step: WriteFile | RemoveFile, journal: Journal) -> None:
+    match step:
         case WriteFile():
             _write(host, step, journal)
         case RemoveFile(path=path):
             files.remove(host.path(path))
             journal.update(lambda ledger: ledger.without_file(path))
-        case StopService() | StartService():
-            _switch(host, step, journal)
-        case NoteUse() | Quarantine():
-            _note(step, journal)
 
 
 def _load(host: Host, step: LoadModule) -> None:

@@ -10,7 +10,15 @@ from typing import Final
 
 from kata_gpu.agent.node import Turn
 from kata_gpu.model.blueprint import Drift
-from kata_gpu.model.plan import MoveGroup, Order, Setback, WriteFile
+from kata_gpu.model.plan import (
+    MakeVirtuals,
+    MoveGroup,
+    Order,
+    RemoveFile,
+    Setback,
+    Step,
+    WriteFile,
+)
 from kata_gpu.model.report import NodeState, Result
 from kata_gpu.model.unit import UnitState
 
@@ -52,25 +60,36 @@ class Watchman:
         """Note what the turn repaired, and the order that it left."""
         files = dict(self._order.files)
         for step, outcome in turn.taken:
-            match step:
-                case WriteFile(path=path, content=content) if outcome.result is Result.DONE:
-                    if files.get(path) == content:
-                        self._repaired(path)
-                    files[path] = content
-                case MoveGroup(entry=entry) if outcome.result is Result.DONE:
-                    if entry.unit in self._order.units and not step.is_release:
-                        self._repaired(entry.unit)
-                case _:
-                    continue
+            if outcome.result is Result.DONE:
+                self._follow(step, files)
         for path in state.files:  # what an earlier agent wrote, and is as it should be
             found = turn.inventory.content(path)
             if found is not None and path not in files and not turn.plan.steps:
                 files[path] = found
         self._order = Order(
-            units=frozenset(unit.id for unit in state.units if unit.state in _IN_ORDER)
-            | (self._order.units & {u.id for u in state.units if u.state is UnitState.DRIFTED}),
+            units=_in_order(turn, state) | (self._order.units & _drifted(state)),
             files={path: content for path, content in files.items() if path in state.files},
         )
+
+    def _follow(self, step: Step, files: dict[str, str]) -> None:
+        """Keep *files* as the step left them, and count a step that was taken before."""
+        match step:
+            case WriteFile(path=path, content=content):
+                if files.get(path) == content:
+                    self._repaired(path)
+                files[path] = content
+            case RemoveFile(path=path):
+                files.pop(path, None)
+            case MoveGroup(entry=entry) if not step.is_release:
+                self._repaired_if_in_order(entry.unit)
+            case MakeVirtuals(parent=parent):
+                self._repaired_if_in_order(str(parent))
+            case _:
+                return
+
+    def _repaired_if_in_order(self, unit: str) -> None:
+        if unit in self._order.units:
+            self._repaired(unit)
 
     def _repaired(self, subject: str) -> None:
         now = time.monotonic()
@@ -79,3 +98,14 @@ class Watchman:
         if len(times) >= _REPAIRS_MAX:
             self._contested[subject] = now + _WINDOW_S
             del self._repairs[subject]
+
+
+def _in_order(turn: Turn, state: NodeState) -> frozenset[str]:
+    """Return the units that are as they shall be, and the physical functions of virtual ones."""
+    units = {unit.id for unit in state.units if unit.state in _IN_ORDER}
+    parents = {f.parent for f in turn.inventory.functions if str(f.address) in units}
+    return frozenset(units | {str(parent) for parent in parents if parent is not None})
+
+
+def _drifted(state: NodeState) -> set[str]:
+    return {found.subject for found in state.findings if found.state is UnitState.DRIFTED}

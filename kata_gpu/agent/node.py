@@ -26,9 +26,9 @@ from kata_gpu.settings.agent import Settings
 
 log = logging.getLogger(__name__)
 
-_ROUNDS_MAX: Final = 4
-"""Load what only then names its driver, bind, publish what the kernel numbered, and publish
-without what failed."""
+_ROUNDS_MAX: Final = 5
+"""Make virtual functions, load what only then names its driver, bind, publish what the kernel
+numbered, and publish without what failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,8 @@ def look(host: Host, settings: Settings, blueprint: Blueprint, ledger: Ledger) -
     """Read everything that the plan depends on."""
 
     def interest(identity: Identity) -> bool:
-        return blueprint.could_select(identity) or ledger.owner(identity.address) is not None
+        is_ours = ledger.owner(identity.address) or ledger.made(identity.address)
+        return is_ours is not None or blueprint.could_select(identity)
 
     kinds = dict.fromkeys(pool.resource for pool in blueprint.pools if pool.resource)
     specs = (cdi.path(settings.cdi_directory, kind) for kind in kinds)
@@ -125,8 +126,22 @@ def make_plan(
 def make_release(
     host: Host, settings: Settings, ledger: Ledger, chosen: frozenset[str] | None
 ) -> Plan:
-    """Look, and return how the *chosen* units are given back; all of them with None."""
+    """Look, and return how the *chosen* are given back; everything with None.
+
+    Raises:
+        HostError: one that is chosen is neither a unit of ours, nor the physical function to
+            which one belongs.
+    """
     inventory = look(host, settings, Blueprint(version="none"), ledger)
+    known = {
+        *(entry.unit for entry in ledger.entries),
+        *(str(made.parent) for made in ledger.virtuals),
+        *(str(f.parent) for f in inventory.functions if f.parent and ledger.owner(f.address)),
+    }
+    strangers = sorted((chosen or frozenset()) - known)
+    if strangers:
+        ours = ", ".join(sorted(known)) or "none"
+        raise HostError(f"cannot release {', '.join(strangers)}: not ours (ours: {ours})")
     return planner.release(inventory, ledger, cdi_directory=settings.cdi_directory, chosen=chosen)
 
 

@@ -209,11 +209,15 @@ def _add_release(verbs: _Verbs, name: str) -> None:
         "change",
         "give devices back to the driver they came from",
         "Withdraw units from the CDI spec, return their functions to the drivers the ledger "
-        "remembers, and clear the overrides; with --all also remove every file that is ours. "
+        "remembers, and clear the overrides; with --all also remove every file that is ours. The "
+        "address of a physical function stands for its virtual ones; those that we made are "
+        "removed, as they are with --all. "
         "Needs no blueprint. Stop the agent first, or it binds them again.",
     )
     parser.set_defaults(log_level="CRITICAL")
-    parser.add_argument("unit", nargs="*", metavar="UNIT", help="a unit's PCI address")
+    parser.add_argument(
+        "unit", nargs="*", metavar="UNIT", help="PCI address of a unit, or of a parent of units"
+    )
     parser.add_argument("--all", action="store_true", help="every unit, and all our files")
     _add_consent(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kata_gpu.errors import HostError, KataGpuError, StuckError
+from kata_gpu.host import sriov
 from kata_gpu.host.children import Answer
 from kata_gpu.host.pci_ids import PciIds
 from kata_gpu.host.sysfs import Sysfs
@@ -48,13 +49,13 @@ _DETAILS: Final = (
     "sriov_totalvfs",
     "serial_number",
 )
+_PROBES_VFS: Final = "sriov_drivers_autoprobe"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 _HEX: Final = re.compile(r"0x[0-9a-f]{1,16}")
 _SERIAL: Final = re.compile(r"[0-9a-f]{2}(-[0-9a-f]{2}){7}")
 _SPEED: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9])?) GT/s")
 _ROOT: Final = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 
-_VF_LINK: Final = re.compile(r"virtfn[0-9]{1,5}")
 _BARS: Final = 6
 _NO_BAR: Final = " ".join(3 * ["0x0000000000000000"])
 _FLAG_IO: Final = 0x100
@@ -163,7 +164,7 @@ def details(
             reset_methods=tuple(
                 m for m in found.get("reset_method", "").split() if _NAME.fullmatch(m)
             ),
-            sriov=_sriov(sysfs, directory, found),
+            sriov=_sriov(sysfs, identity.address, found),
             power_state=_name(found.get("power_state")),
             is_boot_display=found.get("boot_vga") == "1",
             slot=slot,
@@ -286,15 +287,20 @@ def _width(text: str | None) -> int | None:
     return None if lanes in {0, _LINK_WIDTH_UNKNOWN} else lanes
 
 
-def _sriov(sysfs: Sysfs, directory: str, found: dict[str, str]) -> SriovRole | None:
+def _sriov(sysfs: Sysfs, address: PciAddress, found: dict[str, str]) -> SriovRole | None:
+    directory = f"{DEVICES}/{address}"
     parent = sysfs.link(f"{directory}/physfn")
     if parent is not None:
         return VirtualFunction(parent=PciAddress.parse(parent))
     total = _known(found.get("sriov_totalvfs"))
     if not total:
         return None
-    active = sum(1 for name in sysfs.names(directory) if _VF_LINK.fullmatch(name))
-    return PhysicalFunction(total_vfs=total, active_vfs=active)  # sriov_numvfs takes the lock
+    probes = sysfs.attributes(directory, (_PROBES_VFS,)).get(_PROBES_VFS)
+    return PhysicalFunction(
+        total_vfs=total,
+        active_vfs=len(sriov.virtuals(sysfs, address)),
+        probes_vfs=probes != "0",
+    )
 
 
 def _cdev(sysfs: Sysfs, directory: str, devices: list[str]) -> str | None:

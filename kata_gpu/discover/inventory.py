@@ -1,9 +1,9 @@
 """Make the inventory in one pass over sysfs.
 
 A function matters if it is a GPU or an NVSwitch, or if the caller is interested in it; so
-do the others of its slot, of its bus and of their IOMMU groups, and the bridges above. Of the
-rest only the identity is read. A function that vanishes or lies in between is a problem in the
-inventory: it never spoils the others.
+do its virtual functions, the others of its slot, of its bus and of their IOMMU groups, and the
+bridges above. Of the rest only the identity is read. A function that vanishes or lies in
+between is a problem in the inventory: it never spoils the others.
 """
 
 import re
@@ -15,7 +15,7 @@ from typing import Final
 from kata_gpu.discover import functions, kata, platform
 from kata_gpu.discover.functions import DEVICES, Place, UnreadableFunctionError
 from kata_gpu.errors import HostError, StuckError
-from kata_gpu.host import Host, children, files, pci_ids
+from kata_gpu.host import Host, children, files, pci_ids, sriov
 from kata_gpu.host.children import Answer
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.model.inventory import FileContent, Inventory, Problem
@@ -53,7 +53,7 @@ def collect(
     read_at = datetime.now(UTC)
     problems: list[Problem] = []
     places = _places(host.sysfs, problems)
-    wanted = _that_matter(places, interest)
+    wanted = _that_matter(host.sysfs, places, interest)
     overrides = _overrides(host.sysfs, wanted, operations)
     if any(isinstance(answer, StuckError) for answer in overrides.values()):
         operations = children.leftovers(host.path("/proc"))
@@ -127,13 +127,16 @@ def _places(sysfs: Sysfs, problems: list[Problem]) -> dict[PciAddress, Place]:
     return places
 
 
-def _that_matter(places: Mapping[PciAddress, Place], interest: Interest) -> set[PciAddress]:
-    chosen = [
-        where
-        for where in places.values()
+def _that_matter(
+    sysfs: Sysfs, places: Mapping[PciAddress, Place], interest: Interest
+) -> set[PciAddress]:
+    chosen = {
+        address
+        for address, where in places.items()
         if is_accelerator(where.identity) or interest(where.identity)
-    ]
-    near = {_neighbourhood(where) for where in chosen}
+    }
+    chosen |= {virtual for parent in chosen for virtual in _virtuals(sysfs, parent)}
+    near = {_neighbourhood(places[address]) for address in chosen & places.keys()}
     groups = {where.group for where in places.values() if _neighbourhood(where) in near}
     company = {
         address
@@ -142,6 +145,13 @@ def _that_matter(places: Mapping[PciAddress, Place], interest: Interest) -> set[
     }
     above = {bridge for address in company for bridge in places[address].bridges}
     return company | (above & places.keys())
+
+
+def _virtuals(sysfs: Sysfs, parent: PciAddress) -> tuple[PciAddress, ...]:
+    try:
+        return sriov.virtuals(sysfs, parent)
+    except HostError:
+        return ()  # which makes the parent a problem, when its details are read
 
 
 def _neighbourhood(where: Place) -> tuple[int, ...]:

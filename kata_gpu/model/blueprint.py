@@ -98,6 +98,10 @@ class Pool:
     stop_services: tuple[str, ...] = ()
     """systemd services that keep its GPUs busy: none of them runs while a unit is ours."""
 
+    virtual_functions: int | None = None
+    """How many SR-IOV virtual functions each physical one that it selects shall have: they are
+    its units, in place of the physical one. None for functions as they are."""
+
     def selects(self, function: PciFunction) -> bool:
         """Tell whether any selector matches a function that is not a bridge."""
         return not function.is_bridge and any(s.matches(function) for s in self.selectors)
@@ -134,6 +138,14 @@ class Blueprint:
     def pool_for(self, function: PciFunction) -> Pool | None:
         """Return the first pool that selects *function*, limits aside; None for none."""
         return next((pool for pool in self.pools if pool.selects(function)), None)
+
+    def pool_of_virtuals(self, parent: PciFunction) -> Pool | None:
+        """Return the pool whose units are the virtual functions of *parent*; None for none.
+
+        It is the first that selects *parent*, if it asks for any.
+        """
+        pool = self.pool_for(parent)
+        return None if pool is None or pool.virtual_functions is None else pool
 
     def could_select(self, identity: Identity) -> bool:
         """Tell whether any pool may turn out to select a function of that identity."""

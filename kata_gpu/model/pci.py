@@ -143,6 +143,8 @@ class PhysicalFunction:
 
     total_vfs: int
     active_vfs: int
+    probes_vfs: bool = True
+    """Whether drivers may take its virtual functions as they appear (sriov_drivers_autoprobe)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,11 @@ class PciFunction:
     def is_bridge(self) -> bool:
         """Whether VMMs and VFIO pass this function over: a host or PCI-PCI bridge, exactly."""
         return self.identity.is_bridge
+
+    @property
+    def parent(self) -> PciAddress | None:
+        """The physical function that this one is a virtual one of; None when it is none."""
+        return self.sriov.parent if isinstance(self.sriov, VirtualFunction) else None
 
     @property
     def label(self) -> str:

@@ -56,6 +56,8 @@ class Order:
     """How the agent left things that it is not to repair, only to report."""
 
     units: frozenset[str] = frozenset()
+    """And the physical functions whose virtual ones they are."""
+
     files: Mapping[str, str] = field(default_factory=dict)
     """Content by path."""
 
@@ -111,6 +113,48 @@ class StartService:
     def units(self) -> tuple[str, ...]:
         """The units that come to nothing if it fails."""
         return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeVirtuals:
+    """Give a physical function its SR-IOV virtual functions, which no host driver may take."""
+
+    parent: PciAddress
+    count: int
+    had_autoprobe: bool
+    """What sriov_drivers_autoprobe was before we touched it."""
+
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"make {virtual_functions(self.count)} of {self.parent}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The parent: its virtual functions are no units before they are there."""
+        return (str(self.parent),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveVirtuals:
+    """Take away the virtual functions that we made of a physical function."""
+
+    parent: PciAddress
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"remove the virtual functions of {self.parent}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The parent: its virtual functions are units no more."""
+        return (str(self.parent),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +327,8 @@ class RemoveFile:
 Step = (
     LoadModule
     | StopService
+    | MakeVirtuals
+    | RemoveVirtuals
     | MoveGroup
     | NoteUse
     | CleanUnit
@@ -308,6 +354,11 @@ class Plan:
         """The findings that say what is not done, or not yet."""
         undone = {Severity.REFUSED, Severity.WAITING}
         return tuple(f for f in self.findings if f.severity in undone)
+
+
+def virtual_functions(count: int) -> str:
+    """Return ``1 virtual function`` or the like."""
+    return f"{count} virtual function{'' if count == 1 else 's'}"
 
 
 def in_groups(groups: tuple[int, ...]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from kata_gpu.model.blueprint import Pool
 from kata_gpu.model.ledger import LedgerEntry
-from kata_gpu.model.pci import PciAddress
-from kata_gpu.model.plan import Finding, Move, Severity
+from kata_gpu.model.pci import PciAddress, PhysicalFunction
+from kata_gpu.model.plan import Finding, Move, Severity, virtual_functions
 from kata_gpu.model.unit import Unit, UnitState
 from kata_gpu.plan.situation import Situation
 
@@ -86,6 +86,20 @@ def file(now: Situation, path: str) -> Finding | None:
         'kata-gpu apply writes it anew, and so would drift = "repair"',
         state=UnitState.DRIFTED,
     )
+
+
+def with_virtuals(now: Situation, unit: str, moves: Iterable[Move]) -> Finding | None:
+    """Object to taking the driver of a physical function from under its virtual ones."""
+    for move in moves:
+        role = now.functions[move.address].sriov
+        if move.changes_driver and isinstance(role, PhysicalFunction) and role.active_vfs:
+            return refusal(
+                unit,
+                f"{move.address} has {virtual_functions(role.active_vfs)}, which would be lost "
+                f"with its driver, or could not be removed any more",
+                f"remove them first (echo 0 > /sys/bus/pci/devices/{move.address}/sriov_numvfs)",
+            )
+    return None
 
 
 def blocked(unit: Unit, pool: Pool) -> tuple[Finding, ...]:

@@ -15,8 +15,7 @@ from dataclasses import replace
 
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
-from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
-from kata_gpu.model.pci import PciFunction
+from kata_gpu.model.ledger import Ledger, LedgerEntry, Stage
 from kata_gpu.model.plan import (
     Finding,
     LoadModule,
@@ -30,7 +29,17 @@ from kata_gpu.model.plan import (
     StopService,
 )
 from kata_gpu.model.unit import Unit
-from kata_gpu.plan import cdi, checks, cleaning, objections, published, services, targets, units
+from kata_gpu.plan import (
+    cdi,
+    checks,
+    cleaning,
+    objections,
+    published,
+    services,
+    targets,
+    units,
+    virtuals,
+)
 from kata_gpu.plan.cleaning import CleaningStep
 from kata_gpu.plan.published import Steps
 from kata_gpu.plan.situation import Situation
@@ -55,12 +64,14 @@ def plan(
     now = Situation.of(blueprint, inventory, ledger, failed, kept)
     formed = units.form(blueprint, inventory, ledger)
     draft = _Draft(now, cdi_directory, opened)
-    draft.findings.extend(formed.findings)
+    family = virtuals.plan(now, formed.refused_pools)
+    draft.findings.extend((*formed.findings, *family.findings))
     for unit in formed.units:
-        draft.consider(unit, may_move=unit.pool not in formed.refused_pools)
+        is_fixed = unit.pool in formed.refused_pools or family.is_unsettled(now, unit)
+        draft.consider(unit, may_move=not is_fixed)
     draft.consider_orphans({unit.id for unit in formed.units})
     draft.consider_platform()
-    return draft.finish()
+    return draft.finish(family.steps)
 
 
 def survey(blueprint: Blueprint, inventory: Inventory, *, reason: str) -> Plan:
@@ -83,14 +94,15 @@ def release(
 ) -> Plan:
     """Return every step that gives units back; all of them, and all files, with None.
 
-    It needs no blueprint: the ledger and our own files say what is ours.
+    To choose a physical function is to choose its virtual ones, and to remove those that we
+    made. It needs no blueprint: the ledger and our own files say what is ours.
     """
     now = Situation.of(Blueprint(version="(release)"), inventory, ledger)
     draft = _Draft(now, cdi_directory)
     for entry in ledger.entries:
-        if chosen is None or entry.unit in chosen:
+        if chosen is None or chosen & {entry.unit, *map(str, virtuals.parents(now, entry))}:
             draft.release(entry, "it was asked for")
-    return draft.finish_release(everything=chosen is None)
+    return draft.finish_release(chosen)
 
 
 class _Draft:
@@ -186,7 +198,10 @@ class _Draft:
                 moves.append(
                     Move(address=found.address, before=found.binding, target=function.original)
                 )
-        if self._objects(objections.held(now, entry.unit, moves)):
+        if self._objects(
+            objections.with_virtuals(now, entry.unit, moves)
+            or objections.held(now, entry.unit, moves)
+        ):
             return
         self._moves.append(
             MoveGroup(
@@ -258,7 +273,7 @@ class _Draft:
             if not self._may_be_had(unit, entry):
                 return
         else:
-            begun = _binding_entry(unit, functions, entry, moves)
+            begun = targets.begun(unit, functions, entry, moves)
             reason = f"pool {pool.name} passes it through"
             self._moves.append(
                 MoveGroup(entry=begun, groups=unit.groups, moves=moves, reason=reason)
@@ -301,10 +316,11 @@ class _Draft:
 
     # Order
 
-    def finish(self) -> Plan:
-        """Return the plan: withdraw, load, stop, move, clean, publish, clear away, start."""
+    def finish(self, virtual_steps: virtuals.Steps) -> Plan:
+        """Return the plan: make, withdraw, load, stop, move, clean, publish, clear away, start."""
         now = self._now
         steps = Steps(now.inventory.files)
+        virtuals.add(steps, virtual_steps)
         for note in self._notes:
             steps.add(note)
         leaving = {
@@ -339,19 +355,24 @@ class _Draft:
         steps.steps.extend(starts)
         return self._plan(steps)
 
-    def finish_release(self, *, everything: bool) -> Plan:
+    def finish_release(self, chosen: frozenset[str] | None) -> Plan:
         """Return the plan of a release: withdraw, move back, and remove all that is left."""
-        steps = Steps(self._now.inventory.files)
-        withdrawn = self._withdraw(steps, {move.entry.unit for move in self._moves})
-        moved = tuple(
-            steps.add(replace(move, needs=withdrawn))
+        now = self._now
+        steps = Steps(now.inventory.files)
+        leaving = {move.entry.unit for move in self._moves}
+        withdrawn = self._withdraw(steps, leaving)
+        moved = {
+            steps.add(replace(move, needs=withdrawn)): move.entry
             for move in sorted(self._moves, key=lambda m: m.entry.unit)
-        )
-        is_all = len(self._moves) == len(self._now.ledger.entries)
-        if everything and is_all:  # a unit that stays keeps what its VM was given by
-            steps.clear(self._now.ledger.files, "everything is given back", moved)
-        for name in self._now.ledger.services if is_all else ():
-            steps.add(services.start(name, needs=moved))
+        }
+        family = virtuals.release(now, chosen, leaving)
+        self.findings.extend(family.findings)
+        virtuals.add(steps, family.steps, virtuals.needs(now, moved))
+        is_all = len(self._moves) == len(now.ledger.entries)
+        if chosen is None and is_all:  # a unit that stays keeps what its VM was given by
+            steps.clear(now.ledger.files, "everything is given back", tuple(moved))
+        for name in now.ledger.services if is_all else ():
+            steps.add(services.start(name, needs=tuple(moved)))
         return self._plan(steps)
 
     def _withdraw(self, steps: Steps, leaving: set[str]) -> tuple[int, ...]:
@@ -390,36 +411,3 @@ class _Draft:
         self.findings.append(
             Finding(severity=severity, subject=subject, reason=reason, remedy=remedy)
         )
-
-
-def _binding_entry(
-    unit: Unit,
-    functions: Iterable[PciFunction],
-    entry: LedgerEntry | None,
-    moves: Iterable[Move],
-) -> LedgerEntry:
-    """Return what the ledger must say before the unit is touched; originals never change.
-
-    One that was on VFIO already is adopted; nobody knows who had it.
-    """
-    names = {move.address: move.target.driver for move in moves}
-    if entry is not None:
-        known = tuple(replace(f, target=names.get(f.address, f.target)) for f in entry.functions)
-        return replace(entry, stage=Stage.BINDING, functions=known)
-    return LedgerEntry(
-        unit=unit.id,
-        stage=Stage.BINDING,
-        functions=tuple(
-            OriginalFunction(
-                address=function.address,
-                vendor=function.vendor,
-                device=function.identity.device,
-                original=function.binding,
-                slot=function.slot,
-                serial=function.serial,
-                target=names.get(function.address, function.binding.driver),
-            )
-            for function in functions
-        ),
-        is_used=any(function.is_on_vfio for function in functions),
-    )

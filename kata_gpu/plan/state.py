@@ -31,7 +31,8 @@ def assess(
         nodes = _published(inventory, pool, unit, cdi_directory)
         objection = objected.get(unit.id)
         if objection is None and not nodes:
-            objection = objected.get(f"pool {pool.name}")
+            parent = now.functions[unit.primary].parent
+            objection = objected.get(str(parent)) or objected.get(f"pool {pool.name}")
         if objection is not None and objection.state is not None:
             found = objection.state, objection.reason
         elif unit.id in moving:

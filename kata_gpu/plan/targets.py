@@ -5,9 +5,12 @@ what is left when nothing better is known, and no reason to take a variant away.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from kata_gpu.model.ledger import LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.pci import Binding, PciAddress, PciFunction
 from kata_gpu.model.plan import LoadModule, Move
+from kata_gpu.model.unit import Unit
 from kata_gpu.model.vfio import VFIO_PCI, VfioDriver
 
 Best = Mapping[PciAddress, VfioDriver]
@@ -29,6 +32,39 @@ def missing_modules(functions: Iterable[PciFunction], best: Best) -> tuple[str, 
     """Return the modules that must be loaded before the functions can be moved."""
     wanted = (best[f.address] for f in functions if not _stays(f, best[f.address]))
     return tuple(sorted({driver.module for driver in wanted if not driver.is_loaded}))
+
+
+def begun(
+    unit: Unit,
+    functions: Iterable[PciFunction],
+    entry: LedgerEntry | None,
+    moves: Iterable[Move],
+) -> LedgerEntry:
+    """Return what the ledger must say before the unit is touched; originals never change.
+
+    One that was on VFIO already is adopted; nobody knows who had it.
+    """
+    names = {move.address: move.target.driver for move in moves}
+    if entry is not None:
+        known = tuple(replace(f, target=names.get(f.address, f.target)) for f in entry.functions)
+        return replace(entry, stage=Stage.BINDING, functions=known)
+    return LedgerEntry(
+        unit=unit.id,
+        stage=Stage.BINDING,
+        functions=tuple(
+            OriginalFunction(
+                address=function.address,
+                vendor=function.vendor,
+                device=function.identity.device,
+                original=function.binding,
+                slot=function.slot,
+                serial=function.serial,
+                target=names.get(function.address, function.binding.driver),
+            )
+            for function in functions
+        ),
+        is_used=any(function.is_on_vfio for function in functions),
+    )
 
 
 def load(module: str, units: Sequence[str]) -> LoadModule:

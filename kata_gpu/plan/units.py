@@ -1,4 +1,8 @@
-"""Form units: which groups the blueprint's pools get, and whether each may be given away."""
+"""Form units: which groups the blueprint's pools get, and whether each may be given away.
+
+Where a pool asks for virtual functions they are its units, and of no other pool; the physical
+one that they belong to is no unit then.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +16,9 @@ from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.plan import Finding, Severity
 from kata_gpu.model.unit import Unit, UnitState
+
+Choices = Mapping[PciAddress, tuple[Pool, ...]]
+"""The pools that may have each function, the first choice first; without what none may have."""
 
 _EXCLUDE: Final = (
     'narrow the pool\'s selectors, or put a pool with mode = "ignore" that selects it before'
@@ -33,21 +40,22 @@ class Formed:
 
 def form(blueprint: Blueprint, inventory: Inventory, ledger: Ledger) -> Formed:
     """Return the units, and what the pools ask for that no unit can be."""
-    forbidden = dict(_forbidden(blueprint, inventory))
+    choices = _choices(blueprint, inventory)
+    forbidden = dict(_forbidden(blueprint, inventory, choices))
     findings = list(forbidden.values())
     bonded = bonds(inventory.functions)
     taken: dict[str, int] = {}
     units: list[Unit] = []
-    for chosen in _clusters(blueprint, inventory, ledger, bonded):
-        pool = _pool_with_room(blueprint, chosen[0], taken)
+    for chosen in _clusters(choices, inventory, ledger, bonded):
+        pool = _pool_with_room(choices[chosen[0].address], taken)
         if pool is None:
             continue
-        rival = _rival(blueprint, chosen, pool, taken)
+        rival = _rival(choices, chosen, pool, taken)
         taken[pool.name] = taken.get(pool.name, 0) + 1
         if rival is not None:
             findings.append(rival)
             continue
-        units.append(_unit(blueprint, inventory, chosen, pool, bonded))
+        units.append(_unit(choices, inventory, chosen, pool, bonded))
     findings.extend(_too_few(blueprint, taken))
     return Formed(
         units=tuple(sorted(units, key=lambda unit: unit.primary)),
@@ -56,8 +64,27 @@ def form(blueprint: Blueprint, inventory: Inventory, ledger: Ledger) -> Formed:
     )
 
 
+def _choices(blueprint: Blueprint, inventory: Inventory) -> Choices:
+    functions = inventory.by_address()
+    unread = {problem.subject for problem in inventory.problems}
+
+    def pools(function: PciFunction) -> tuple[Pool, ...]:
+        is_virtual = function.parent is not None
+        if str(function.parent) in unread:
+            return ()  # nobody knows what its parent's pool is
+        physical = functions.get(function.parent or function.address)
+        asking = None if physical is None else blueprint.pool_of_virtuals(physical)
+        if asking is not None:
+            return (asking,) if is_virtual else ()
+        chosen = (pool for pool in blueprint.pools if pool.selects(function))
+        return tuple(pool for pool in chosen if is_virtual or pool.virtual_functions is None)
+
+    found = {function.address: pools(function) for function in inventory.functions}
+    return {address: chosen for address, chosen in found.items() if chosen}
+
+
 def _clusters(
-    blueprint: Blueprint,
+    choices: Choices,
     inventory: Inventory,
     ledger: Ledger,
     bonded: Mapping[int, tuple[int, ...]],
@@ -68,7 +95,7 @@ def _clusters(
     """
     by_groups: dict[tuple[int, ...] | PciAddress, list[PciFunction]] = {}
     for function in inventory.functions:
-        if blueprint.pool_for(function) is not None:
+        if function.address in choices:
             groups = _groups(function, bonded)
             by_groups.setdefault(groups or function.address, []).append(function)
     clusters = [
@@ -77,22 +104,27 @@ def _clusters(
     return sorted(clusters, key=lambda c: (ledger.owner(c[0].address) is None, c[0].address))
 
 
-def _pool_with_room(
-    blueprint: Blueprint, primary: PciFunction, taken: Mapping[str, int]
-) -> Pool | None:
-    for pool in blueprint.pools:
-        has_room = pool.max_units is None or taken.get(pool.name, 0) < pool.max_units
-        if has_room and pool.selects(primary):
+def _pool_with_room(pools: Iterable[Pool], taken: Mapping[str, int]) -> Pool | None:
+    for pool in pools:
+        if pool.max_units is None or taken.get(pool.name, 0) < pool.max_units:
             return pool
     return None
 
 
-def _forbidden(blueprint: Blueprint, inventory: Inventory) -> Iterable[tuple[str, Finding]]:
-    """Refuse a whole pool that selects what must stay: its selectors say something else."""
+def _forbidden(
+    blueprint: Blueprint, inventory: Inventory, choices: Choices
+) -> Iterable[tuple[str, Finding]]:
+    """Refuse a whole pool that selects what must stay: its selectors say something else.
+
+    A boot display stays where its virtual functions go.
+    """
     seen = set()
     for function in inventory.functions:
-        pool = blueprint.pool_for(function)
+        asking = blueprint.pool_of_virtuals(function) if function.parent is None else None
+        pool = asking or next(iter(choices.get(function.address, ())), None)
         reason = forbidden_reason(function)
+        if asking is not None and function.is_boot_display:
+            continue
         if pool and reason and pool.mode is Mode.PASSTHROUGH and pool.name not in seen:
             seen.add(pool.name)
             yield (
@@ -108,11 +140,11 @@ def _forbidden(blueprint: Blueprint, inventory: Inventory) -> Iterable[tuple[str
 
 
 def _rival(
-    blueprint: Blueprint, chosen: list[PciFunction], pool: Pool, taken: Mapping[str, int]
+    choices: Choices, chosen: list[PciFunction], pool: Pool, taken: Mapping[str, int]
 ) -> Finding | None:
     """Refuse a group whose functions two pools want for different ends."""
     for other in chosen[1:]:
-        wanted = _pool_with_room(blueprint, other, taken)
+        wanted = _pool_with_room(choices[other.address], taken)
         if wanted is not None and wanted.mode is not pool.mode:
             return Finding(
                 severity=Severity.REFUSED,
@@ -126,7 +158,7 @@ def _rival(
 
 
 def _unit(
-    blueprint: Blueprint,
+    choices: Choices,
     inventory: Inventory,
     chosen: list[PciFunction],
     pool: Pool,
@@ -141,7 +173,7 @@ def _unit(
             groups,
             inventory.by_address(),
             inventory.platform,
-            named=frozenset(f.address for f in chosen if _is_to_pass(blueprint, f)),
+            named=frozenset(f.address for f in chosen if _is_to_pass(choices[f.address])),
         )
         if groups
         else judge_without_group(primary, inventory.platform)
@@ -160,10 +192,9 @@ def _groups(function: PciFunction, bonded: Mapping[int, tuple[int, ...]]) -> tup
     return () if number is None else all_bonded(number, bonded)
 
 
-def _is_to_pass(blueprint: Blueprint, function: PciFunction) -> bool:
+def _is_to_pass(pools: tuple[Pool, ...]) -> bool:
     """Whether a pool names it for a guest; to be named by an ignore pool is the opposite."""
-    pool = blueprint.pool_for(function)
-    return pool is not None and pool.mode is Mode.PASSTHROUGH
+    return pools[0].mode is Mode.PASSTHROUGH
 
 
 def _too_few(blueprint: Blueprint, taken: Mapping[str, int]) -> Iterable[Finding]:

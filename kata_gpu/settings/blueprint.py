@@ -127,6 +127,7 @@ class PoolTable(Table):
     min_units: int = Field(0, ge=0)
     max_units: int | None = Field(None, ge=0)
     stop_services: tuple[_Service, ...] = ()
+    virtual_functions: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -136,6 +137,8 @@ class PoolTable(Table):
             raise ValueError(f'mode "{self.mode}" offers nothing, so it takes no resource')
         if self.mode is not Mode.PASSTHROUGH and self.stop_services:
             raise ValueError(f'mode "{self.mode}" takes no driver away, so it stops no services')
+        if self.mode is not Mode.PASSTHROUGH and self.virtual_functions is not None:
+            raise ValueError(f'mode "{self.mode}" makes nothing, so it takes no virtual_functions')
         if self.max_units is not None and self.max_units < self.min_units:
             raise ValueError("max_units is less than min_units")
         return self
@@ -150,6 +153,7 @@ class PoolTable(Table):
             min_units=self.min_units,
             max_units=self.max_units,
             stop_services=self.stop_services,
+            virtual_functions=self.virtual_functions,
         )
 
 

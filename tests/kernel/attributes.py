@@ -134,8 +134,10 @@ def _store_numvfs(bus: Bus, function: Function, value: str) -> None:
         refuse(errno.ENOENT)
     if number and function.virtuals:
         refuse(errno.EBUSY)
+    if function.driver in bus.deaf:
+        return
     if number:
-        bus.enable_virtuals(function, number)
+        bus.enable_virtuals(function, number - (function.driver in bus.stingy))
     else:
         bus.disable_virtuals(function)
 

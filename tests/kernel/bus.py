@@ -56,6 +56,7 @@ class Bus:
         self.functions: dict[str, Function] = {}
         self.drivers: dict[str, Driver] = {}
         self.deaf: set[str] = set()
+        self.stingy: set[str] = set()
         self.autoprobe = True
         self.gone: list[DeviceSpec] = []
         self._hotplug_honours_autoprobe = hotplug_honours_autoprobe
@@ -357,8 +358,8 @@ def _ids(text: str) -> tuple[int, int]:
 
 
 def _virtual_address(physical: str, index: int) -> str:
-    """Return the routing id after the physical function's, in the usual notation."""
-    bus, _, devfn = physical.rpartition(":")
+    """Return the routing id after the physical function's; it may be on the next bus."""
+    domain, bus, devfn = physical.split(":")
     device, function = devfn.split(".")
-    number = (int(device, 16) << 3) + int(function) + 1 + index
-    return f"{bus}:{number >> 3:02x}.{number & 7}"
+    number = (int(bus, 16) << 8) + (int(device, 16) << 3) + int(function) + 1 + index
+    return f"{domain}:{number >> 8:02x}:{number >> 3 & 0x1F:02x}.{number & 7}"

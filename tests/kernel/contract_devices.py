@@ -266,6 +266,26 @@ _SRIOV: Final = (
         then=(Reads(_NUMVFS, "2"), on("nvme-pf", None)),
     ),
     Row(
+        name="that virtual functions are not to probe is read back",
+        act=attribute("nvme-pf", "sriov_drivers_autoprobe", "0"),
+        then=(Reads("bus/pci/devices/{nvme-pf}/sriov_drivers_autoprobe", "0"),),
+    ),
+    Row(
+        name="whether virtual functions probe may change while there are some",
+        given=_VFS_ON,
+        act=attribute("nvme-pf", "sriov_drivers_autoprobe", "1"),
+        then=(
+            Reads("bus/pci/devices/{nvme-pf}/sriov_drivers_autoprobe", "1"),
+            on("vf", None),
+        ),
+    ),
+    Row(
+        name="the choice whether virtual functions probe outlasts them",
+        given=_VFS_ON,
+        act=Write(_NUMVFS, "0"),
+        then=(Reads("bus/pci/devices/{nvme-pf}/sriov_drivers_autoprobe", "0"),),
+    ),
+    Row(
         name="whether virtual functions probe is yes or no",
         act=attribute("nvme-pf", "sriov_drivers_autoprobe", "x"),
         refusal="EINVAL",

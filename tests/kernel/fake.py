@@ -112,8 +112,13 @@ class FakeKernel(Sysfs):
 
     @property
     def deaf(self) -> set[str]:
-        """Drivers that accept a bind and ignore it."""
+        """Drivers that accept a bind, or a number of virtual functions, and ignore it."""
         return self.bus.deaf
+
+    @property
+    def stingy(self) -> set[str]:
+        """Drivers that make one virtual function less than they are asked for."""
+        return self.bus.stingy
 
     # the builder
 

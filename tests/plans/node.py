@@ -19,18 +19,20 @@ from kata_gpu.discover import vfio
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.holder import Holder, How
 from kata_gpu.model.inventory import Inventory
-from kata_gpu.model.ledger import Ledger, Stage
+from kata_gpu.model.ledger import Ledger, MadeVirtuals, Stage
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import Identity, PciAddress
 from kata_gpu.model.plan import (
     CleanUnit,
     LoadModule,
+    MakeVirtuals,
     MoveGroup,
     NoteUse,
     Order,
     Plan,
     Quarantine,
     RemoveFile,
+    RemoveVirtuals,
     Setback,
     StartService,
     Step,
@@ -116,19 +118,23 @@ class Node:
             match step:
                 case LoadModule():
                     self.kernel.run(("modprobe", "--", step.module), timeout_s=3)
+                case MakeVirtuals():
+                    self._make(step)
+                case RemoveVirtuals():
+                    self._remove(step)
                 case MoveGroup():
                     self._move(step)
-                case WriteFile():
-                    self.put(step.path, step.content)
-                    self.ledger = self.ledger.with_file(step.path)
-                case RemoveFile():
-                    self.kernel.host.path(step.path).unlink()
-                    self.ledger = self.ledger.without_file(step.path)
                 case _:
                     self._note(step)
 
     def _note(self, step: Step) -> None:
         match step:
+            case WriteFile():
+                self.put(step.path, step.content)
+                self.ledger = self.ledger.with_file(step.path)
+            case RemoveFile():
+                self.kernel.host.path(step.path).unlink()
+                self.ledger = self.ledger.without_file(step.path)
             case CleanUnit():
                 self.know(is_used=False)
             case NoteUse():
@@ -151,6 +157,20 @@ class Node:
             else self.ledger.with_entry(replace(step.entry, stage=Stage.BOUND))
         )
 
+    def _make(self, step: MakeVirtuals) -> None:
+        made = MadeVirtuals(parent=step.parent, count=step.count, had_autoprobe=step.had_autoprobe)
+        self.ledger = self.ledger.with_virtuals(made)
+        self.store(str(step.parent), "sriov_drivers_autoprobe", "0")
+        self.store(str(step.parent), "sriov_numvfs", str(step.count))
+
+    def _remove(self, step: RemoveVirtuals) -> None:
+        made = self.ledger.made(step.parent)
+        assert made is not None
+        if self.kernel.exists(f"bus/pci/devices/{step.parent}"):
+            self.store(str(step.parent), "sriov_numvfs", "0")
+            self.store(str(step.parent), "sriov_drivers_autoprobe", str(int(made.had_autoprobe)))
+        self.ledger = self.ledger.without_virtuals(step.parent)
+
     @contextmanager
     def killed_at(self, attribute: str) -> Iterator[None]:
         """Let the agent be killed before its first write to *attribute*."""
@@ -168,7 +188,8 @@ class Node:
         """Return the inventory that the agent would make for a blueprint."""
 
         def interest(identity: Identity) -> bool:
-            is_ours = self.ledger.owner(identity.address) is not None
+            ledger, address = self.ledger, identity.address
+            is_ours = (ledger.owner(address) or ledger.made(address)) is not None
             return is_ours or blueprint.could_select(identity)
 
         kinds = dict.fromkeys(pool.resource for pool in blueprint.pools if pool.resource)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kata_gpu.model.plan import MoveGroup, Plan, Severity, text
-from tests.plans import care, files, history, selection, services, variants
+from tests.plans import care, files, history, selection, services, variants, virtuals
 from tests.plans.node import SCENARIOS
 
 _GOLDEN = Path(__file__).parent
@@ -26,6 +26,7 @@ _MODULES = (
     selection,
     services,
     variants,
+    virtuals,
 )  # importing them registers their scenarios
 
 
