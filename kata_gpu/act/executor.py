@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from kata_gpu.act import cleaning, moving
+from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HeldError, KataGpuError, VerificationError
 from kata_gpu.host import Host, files, modules
@@ -44,12 +45,13 @@ def execute(
     """
     tell = _one_at_a_time(progress or _silent)
     outcomes: dict[int, Outcome] = {}
+    looks = Looks(host)
 
     def take(number: int) -> None:
         step = plan.steps[number - 1]
         tell(number, step, None)
         missing = [n for n in step.needs if outcomes[n].result is not Result.DONE]
-        outcome = _skipped(step, missing) if missing else _take(host, step, journal)
+        outcome = _skipped(step, missing) if missing else _take(host, step, journal, looks)
         outcomes[number] = outcome
         tell(number, step, outcome)
 
@@ -92,11 +94,11 @@ def _one_at_a_time(progress: Progress) -> Progress:
     return tell
 
 
-def _take(host: Host, step: Step, journal: Journal) -> Outcome:
+def _take(host: Host, step: Step, journal: Journal, looks: Looks) -> Outcome:
     started = time.monotonic()
     result, detail = Result.DONE, None
     try:
-        _do(host, step, journal)
+        _do(host, step, journal, looks)
     except KataGpuError as error:
         result = Result.HELD if isinstance(error, HeldError) else Result.FAILED
         detail = str(error)
@@ -109,14 +111,14 @@ def _take(host: Host, step: Step, journal: Journal) -> Outcome:
     )
 
 
-def _do(host: Host, step: Step, journal: Journal) -> None:
+def _do(host: Host, step: Step, journal: Journal, looks: Looks) -> None:
     match step:
         case LoadModule():
             _load(host, step)
         case MoveGroup():
-            moving.move(host, step, journal)
+            moving.move(host, step, journal, looks)
         case CleanUnit():
-            cleaning.clean(host, step, journal)
+            cleaning.clean(host, step, journal, looks)
         case WriteFile():
             _write(host, step, journal)
         case RemoveFile(path=path):

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from kata_gpu.act import binding, holders
+from kata_gpu.act import binding
+from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HeldError, HostError, VerificationError
 from kata_gpu.host import Host
@@ -11,7 +12,7 @@ from kata_gpu.model.ledger import Stage
 from kata_gpu.model.plan import MoveGroup
 
 
-def move(host: Host, step: MoveGroup, journal: Journal) -> None:
+def move(host: Host, step: MoveGroup, journal: Journal, looks: Looks) -> None:
     """Announce, move, verify, record.
 
     Raises:
@@ -24,7 +25,7 @@ def move(host: Host, step: MoveGroup, journal: Journal) -> None:
     changing = [found.address for found in step.moves if found.changes_driver]
 
     def refuse_if_held() -> None:
-        holders.refuse_if_held(host, changing)
+        looks.refuse_if_held(changing)
 
     refuse_if_held()
     before = journal.ledger.entry(unit)
