@@ -4,6 +4,7 @@ import errno
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from kata_gpu.agent import node
 from kata_gpu.agent.node import Turn
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host, children
+from kata_gpu.model.blueprint import Mode
 from kata_gpu.model.ledger import Ledger, LedgerEntry, Stage
 from kata_gpu.model.pci import Binding, PciAddress
 from kata_gpu.model.plan import Plan, RemoveFile, Severity, Step, WriteFile
@@ -416,6 +418,17 @@ def test_a_stuck_unit_says_what_hangs_and_since_when(kernel: FakeKernel) -> None
     let_go(kernel)
 
 
+def test_a_unit_that_hangs_on_its_way_home_is_stuck_and_has_not_failed(kernel: FakeKernel) -> None:
+    bind(kernel)
+    hold_on(kernel)
+    pool = replace(EVERY_GPU.pools[0], mode=Mode.HOST, resource=None)
+    to_host = replace(EVERY_GPU, pools=(pool,))
+    turn = node.converge(kernel.host, SETTINGS, to_host, journal_of(kernel.host))
+    assert turn.report.failures
+    assert [finding.state for finding in turn.plan.findings] == [UnitState.STUCK]
+    let_go(kernel)
+
+
 @pytest.mark.parametrize("then", [bind, release])
 def test_when_a_stuck_store_has_ended_the_unit_goes_on(
     kernel: FakeKernel, then: Callable[[FakeKernel], Report]
@@ -458,6 +471,13 @@ def test_a_release_that_was_cut_off_is_finished_or_bound_again(
     assert originals(kernel) == home
     assert not then(kernel).failures
     assert state(kernel) == (home if then is release else dict.fromkeys(home, VFIO))
+
+
+def test_a_file_that_was_announced_and_never_written_is_forgotten(kernel: FakeKernel) -> None:
+    journal_of(kernel.host).update(lambda ledger: ledger.with_file(CDI))
+    assert not release(kernel).failures
+    assert journal_of(kernel.host).ledger == Ledger()
+    assert release(kernel).outcomes == ()
 
 
 @pytest.mark.parametrize(

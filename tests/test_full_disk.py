@@ -13,8 +13,8 @@ from kata_gpu.act.journal import Journal
 from kata_gpu.host import locks
 from kata_gpu.model.ledger import Ledger, Stage
 from kata_gpu.model.unit import UnitState
+from tests.in_guest import Agent, at, driver, override, pool
 from tests.lab.inside import Machine
-from tests.test_node import Agent, at, driver, override, pool
 
 SIZE: Final = "32k"  # eight pages: a file has one at least
 HOST_DRIVER: Final = "bochs-drm"

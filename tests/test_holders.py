@@ -4,14 +4,18 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Final
 
 import pytest
 
-from kata_gpu.act.holders import refuse_if_held
+from kata_gpu.act.holders import Looks, refuse_if_held
 from kata_gpu.errors import HeldError, StuckError
 from kata_gpu.host import Host, holders
 from kata_gpu.host.children import Children
@@ -218,3 +222,53 @@ def test_what_nobody_has_is_not_refused(kernel: FakeKernel, card: Path) -> None:
 
 def test_a_refusal_without_holders_has_none() -> None:
     assert HeldError("cannot lock it").holders == ()
+
+
+# looks that lanes share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched(Host):
+    """A host that says when somebody looks at its processes, and waits for leave."""
+
+    looks: list[int]
+    leave: Event
+
+    def path(self, absolute: str) -> Path:
+        if absolute == "/proc":
+            self.looks.append(1)
+            assert self.leave.wait(10)
+        return Host.path(self, absolute)
+
+
+class Asked(list[PciAddress]):
+    """Addresses that say when somebody has taken them."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__([PciAddress.parse(address)])
+        self.taken = Event()
+
+    def __iter__(self) -> Iterator[PciAddress]:
+        self.taken.set()
+        return super().__iter__()
+
+
+def test_lanes_that_ask_during_a_look_share_the_next(tmp_path: Path) -> None:
+    kernel = nodes.eight_gpus(tmp_path)
+    card = kernel.tree.show_device(nodes.EIGHT_GPUS[5], "drm/card0", "dri/card0", "/dev/full")
+    seen: list[int] = []
+    leave = Event()
+    host = Watched(root=kernel.host.root, sysfs=kernel, run=kernel.run, looks=seen, leave=leave)
+    looks = Looks(host)
+    asked = [Asked(gpu) for gpu in nodes.EIGHT_GPUS]
+    with ThreadPoolExecutor(len(asked)) as lanes:
+        first = lanes.submit(looks.refuse_if_held, asked[0])
+        while not seen:
+            time.sleep(0.001)
+        others = [lanes.submit(looks.refuse_if_held, addresses) for addresses in asked[1:]]
+        assert all(addresses.taken.wait(10) for addresses in asked)
+        with kernel.process("Xorg", card):  # it came after the first look began
+            leave.set()
+            ends = [end.exception() for end in (first, *others)]
+    assert [type(end) for end in ends] == [*5 * [type(None)], HeldError, *2 * [type(None)]]
+    assert len(seen) == 3, "the first look, the shared one, and who it is that has it"

@@ -1,103 +1,36 @@
 """The agent on a real kernel: what it sees, what it refuses, what it moves and gives back."""
 
-import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kata_gpu.act import executor
 from kata_gpu.act.journal import Journal
-from kata_gpu.agent import node
 from kata_gpu.discover.inventory import collect
-from kata_gpu.errors import HostError
 from kata_gpu.host import Host
 from kata_gpu.model.iommu import judge
 from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.pci import Bar, Binding, PciAddress, PhysicalFunction, VirtualFunction
-from kata_gpu.model.plan import LoadModule, MakeVirtuals, Move, MoveGroup, Plan, Step
+from kata_gpu.model.plan import LoadModule, MakeVirtuals, Move, MoveGroup
 from kata_gpu.model.platform import IommuKind
-from kata_gpu.model.report import Report
 from kata_gpu.model.unit import UnitState
-from kata_gpu.observe import client
-from kata_gpu.settings import blueprint
-from kata_gpu.settings.agent import Settings
+from tests.in_guest import (
+    DEVICES,
+    Agent,
+    at,
+    driver,
+    override,
+    pool,
+    running_daemon,
+    wait_for,
+    write_files,
+)
 from tests.lab import pod_vm
 from tests.lab.inside import Machine
-
-DEVICES = Path("/sys/bus/pci/devices")
-
-
-class Agent:
-    """One node's agent by hand, with its files in a folder of the test's own."""
-
-    def __init__(self, folder: Path, pools: str) -> None:
-        self.host = Host.at()
-        self.settings = Settings(
-            state_directory=str(folder / "state"),
-            cdi_directory=str(folder / "cdi"),
-            socket=str(folder / "socket"),
-        )
-        self.blueprint = blueprint.parse(f'schema = 1\nversion = "lab"\n{pools}')
-        self.journal = Journal(Path(self.settings.ledger))
-
-    def converge(self) -> node.Turn:
-        return node.converge(self.host, self.settings, self.blueprint, self.journal)
-
-    def states(self) -> dict[str, UnitState]:
-        turn = self.converge()
-        described = node.describe(
-            turn,
-            self.settings,
-            self.blueprint,
-            self.journal.ledger,
-            number=1,
-            last_report=turn.report,
-        )
-        return {unit.id: unit.state for unit in described.units}
-
-    def take(self, *steps: Step) -> Report:
-        plan = Plan(blueprint="by hand", steps=steps)
-        return executor.execute(self.host, plan, self.journal)
-
-    def release(self) -> Report:
-        plan = node.make_release(self.host, self.settings, self.journal.ledger, None)
-        return executor.execute(self.host, plan, self.journal)
-
-    def offered(self) -> dict[str, list[str]]:
-        found = {}
-        for spec in Path(self.settings.cdi_directory).glob("*.json"):
-            for device in json.loads(spec.read_text())["devices"]:
-                nodes = device["containerEdits"]["deviceNodes"]
-                found[device["name"]] = [entry["hostPath"] for entry in nodes]
-        return found
-
-
-def pool(*selectors: str) -> str:
-    return (
-        '[[pool]]\nname = "gpus"\nmode = "passthrough"\nresource = "example.com/gpu"\n'
-        f"select = [{', '.join(selectors)}]\n"
-    )
-
-
-def at(address: str) -> str:
-    return f'{{ address = "{address}" }}'
-
-
-def driver(address: str) -> str | None:
-    link = DEVICES / address / "driver"
-    return link.readlink().name if link.is_symlink() else None
-
-
-def override(address: str) -> str:
-    return (DEVICES / address / "driver_override").read_text().strip()
 
 
 @pytest.fixture
@@ -400,34 +333,6 @@ def test_a_device_that_comes_back_is_taken_again(
         machine.unplug("plug-nic")
 
 
-@contextmanager
-def running_daemon(folder: Path, pools: str) -> Iterator[Callable[[], Any]]:
-    """Run the daemon as a process of its own; yield what asks for its state."""
-    (folder / "blueprint.toml").write_text(f'schema = 1\nversion = "lab"\n{pools}')
-    (folder / "agent.toml").write_text(
-        f'blueprint = "{folder}/blueprint.toml"\nstate_directory = "{folder}/state"\n'
-        f'socket = "{folder}/socket"\ncdi_directory = "{folder}/cdi"\n'
-    )
-    argv = [*(sys.executable, "-m", "kata_gpu", "run", "--settings", f"{folder}/agent.toml")]
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as process:
-        try:
-            yield lambda: client.get(folder / "socket", "/v1/status")
-        finally:
-            process.terminate()
-            assert process.wait(30) == 0
-
-
-def wait_for(condition: Callable[[], bool], *, timeout_s: float) -> float:
-    """Return how long it took; AssertionError when it never came."""
-    started = time.monotonic()
-    while time.monotonic() < started + timeout_s:
-        with suppress(HostError, KeyError, IndexError, StopIteration):
-            if condition():
-                return time.monotonic() - started
-        time.sleep(0.05)
-    raise AssertionError(f"it did not come within {timeout_s} s")
-
-
 @pytest.mark.lab(timeout_s=180)
 def test_the_daemon_hears_the_kernel_and_repairs(
     machine: Machine, agents: list[Agent], tmp_path: Path
@@ -435,14 +340,14 @@ def test_the_daemon_hears_the_kernel_and_repairs(
     gpu, vfio = machine.address("gpu"), Path("/sys/bus/pci/drivers/vfio-pci")
     agent = agent_for(agents, tmp_path, pool(at(gpu)))
     folder = Path(agent.settings.state_directory).parent
-    folder.mkdir(exist_ok=True)
-    with running_daemon(folder, pool(at(gpu))) as ask:
-        wait_for(lambda: ask()["units"][0]["state"] == "available", timeout_s=60)
-        before = ask()["pass_number"]
+    write_files(folder, pool(at(gpu)))
+    with running_daemon(folder) as daemon:
+        wait_for(lambda: daemon.ask()["units"][0]["state"] == "available", timeout_s=60)
+        before = daemon.ask()["pass_number"]
         (vfio / "unbind").write_text(gpu)
         assert wait_for(lambda: driver(gpu) == "vfio-pci", timeout_s=20) < 10
-        wait_for(lambda: ask()["pass_number"] > before, timeout_s=20)
-        wait_for(lambda: ask()["units"][0]["state"] == "available", timeout_s=20)
+        wait_for(lambda: daemon.ask()["pass_number"] > before, timeout_s=20)
+        wait_for(lambda: daemon.ask()["units"][0]["state"] == "available", timeout_s=20)
     assert driver(gpu) == "vfio-pci", "the end of the daemon unbinds nothing"
     assert list(agent.offered()) == [gpu]
     agent.journal = Journal(Path(agent.settings.ledger))
@@ -456,14 +361,14 @@ def test_the_daemon_takes_what_is_plugged_in(
     machine.unplug("plug-nic")
     agent = agent_for(agents, tmp_path, pool(at(nic)))
     folder = Path(agent.settings.state_directory).parent
-    folder.mkdir(exist_ok=True)
     try:
-        with running_daemon(folder, pool(at(nic))) as ask:
-            wait_for(lambda: ask()["ready"], timeout_s=60)
-            assert ask()["units"] == []
+        write_files(folder, pool(at(nic)))
+        with running_daemon(folder) as daemon:
+            wait_for(lambda: daemon.ask()["ready"], timeout_s=60)
+            assert daemon.ask()["units"] == []
             machine.plug("plug-nic")
             wait_for(lambda: driver(nic) == "vfio-pci", timeout_s=20)
-            wait_for(lambda: ask()["units"][0]["state"] == "available", timeout_s=20)
+            wait_for(lambda: daemon.ask()["units"][0]["state"] == "available", timeout_s=20)
         agent.journal = Journal(Path(agent.settings.ledger))
         assert not agent.release().failures
         assert driver(nic) == "e1000e"

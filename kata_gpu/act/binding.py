@@ -16,7 +16,7 @@ drivers/base/bus.c; driver_override_store in drivers/base/dd.c.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from kata_gpu.errors import HostError, KataGpuError, RollbackError, StuckError, VerificationError
@@ -32,15 +32,23 @@ _OVERRIDE_CLEARED: Final = "\n"  # an empty write never reaches the store
 
 def read(sysfs: Sysfs, address: PciAddress) -> Binding:
     """Return the binding the kernel reports now; raise HostError without the function."""
-    device = f"bus/pci/devices/{address}"
-    path = f"{device}/driver_override"
-    override = sysfs.locked([path])[path]
-    if isinstance(override, KataGpuError):
-        raise override
-    return Binding(
-        driver=sysfs.link(f"{device}/driver"),
-        override=None if override in OVERRIDE_UNSET else override,
-    )
+    return read_all(sysfs, [address])[address]
+
+
+def read_all(sysfs: Sysfs, addresses: Collection[PciAddress]) -> dict[PciAddress, Binding]:
+    """Return the bindings the kernel reports now; raise HostError without one of the functions."""
+    paths = {address: f"bus/pci/devices/{address}/driver_override" for address in addresses}
+    overrides = sysfs.locked(list(paths.values()))  # all in one child, which is most of the cost
+    found = {}
+    for address, path in paths.items():
+        override = overrides[path]
+        if isinstance(override, KataGpuError):
+            raise override
+        found[address] = Binding(
+            driver=sysfs.link(f"bus/pci/devices/{address}/driver"),
+            override=None if override in OVERRIDE_UNSET else override,
+        )
+    return found
 
 
 def rebind(sysfs: Sysfs, targets: Targets, last_check: Callable[[], None] = lambda: None) -> None:
@@ -57,7 +65,7 @@ def rebind(sysfs: Sysfs, targets: Targets, last_check: Callable[[], None] = lamb
         RollbackError: the old bindings could not be restored.
         StuckError: a step does not return; nothing else was touched since.
     """
-    before = {address: read(sysfs, address) for address in targets}
+    before = read_all(sysfs, targets)
     for address, target in targets.items():
         if target.driver is not None and not sysfs.exists(f"bus/pci/drivers/{target.driver}"):
             raise HostError(
@@ -66,7 +74,7 @@ def rebind(sysfs: Sysfs, targets: Targets, last_check: Callable[[], None] = lamb
             )
     started = time.monotonic()
     try:
-        _move(sysfs, targets, last_check)
+        _move(sysfs, before, targets, last_check)
     except StuckError:  # whatever is written now would wait for it
         raise
     except KataGpuError as failure:
@@ -83,9 +91,10 @@ def rebind(sysfs: Sysfs, targets: Targets, last_check: Callable[[], None] = lamb
         log.info("bound %s: %s, was %s (%.2f s)", address, target, before[address], elapsed_s)
 
 
-def _move(sysfs: Sysfs, targets: Targets, last_check: Callable[[], None] = lambda: None) -> None:
-    """Take the steps that are missing to *targets*, and no other; then read them back."""
-    current = {address: read(sysfs, address) for address in targets}
+def _move(
+    sysfs: Sysfs, current: Targets, targets: Targets, last_check: Callable[[], None] = lambda: None
+) -> None:
+    """Take the steps that are missing from *current* to *targets*; then read them back."""
     for address, target in targets.items():
         if current[address].override != target.override:
             override = target.override or _OVERRIDE_CLEARED
@@ -105,11 +114,12 @@ def _move(sysfs: Sysfs, targets: Targets, last_check: Callable[[], None] = lambd
 
 def verify(sysfs: Sysfs, targets: Targets) -> None:
     """Raise VerificationError unless every function has its target binding."""
+    reached = read_all(sysfs, targets)
     for address, target in targets.items():
-        reached = read(sysfs, address)
-        if reached != target:
+        if reached[address] != target:
             raise VerificationError(
-                f"cannot bind {address} to {target}: every write was accepted, but it has {reached}"
+                f"cannot bind {address} to {target}: every write was accepted, but it has "
+                f"{reached[address]}"
             )
 
 
@@ -117,7 +127,7 @@ def _roll_back(sysfs: Sysfs, before: Targets, failure: KataGpuError) -> None:
     """Return the functions to *before* and say so, or raise RollbackError."""
     undo = {address: before[address] for address in reversed(list(before))}
     try:
-        _move(sysfs, undo)
+        _move(sysfs, read_all(sysfs, undo), undo)
     except StuckError:
         raise
     except KataGpuError as error:

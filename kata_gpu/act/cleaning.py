@@ -8,7 +8,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Final
 
-from kata_gpu.act import holders
+from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HostError, VerificationError
 from kata_gpu.host import Host
@@ -30,7 +30,7 @@ _PARTS: Final = {
 }
 
 
-def clean(host: Host, step: CleanUnit, journal: Journal) -> None:
+def clean(host: Host, step: CleanUnit, journal: Journal, looks: Looks) -> None:
     """Reset every function that can be, verify, and record; quarantine what is not as before.
 
     Raises:
@@ -38,7 +38,7 @@ def clean(host: Host, step: CleanUnit, journal: Journal) -> None:
         HostError, VerificationError: it is in quarantine now, and the ledger says why.
         StuckError: a reset does not return.
     """
-    holders.refuse_if_held(host, [reset.address for reset in step.resets])
+    looks.refuse_if_held([reset.address for reset in step.resets])
     try:
         for reset in step.resets:
             if reset.methods:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import assert_never
 
 from kata_gpu.act import cleaning, moving, services, virtuals
+from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HeldError, KataGpuError, VerificationError
 from kata_gpu.host import Host, files, modules
@@ -50,12 +51,13 @@ def execute(
     """
     tell = _one_at_a_time(progress or _silent)
     outcomes: dict[int, Outcome] = {}
+    looks = Looks(host)
 
     def take(number: int) -> None:
         step = plan.steps[number - 1]
         tell(number, step, None)
         missing = [n for n in step.needs if outcomes[n].result is not Result.DONE]
-        outcome = _skipped(step, missing) if missing else _take(host, step, journal)
+        outcome = _skipped(step, missing) if missing else _take(host, step, journal, looks)
         outcomes[number] = outcome
         tell(number, step, outcome)
 
@@ -98,11 +100,11 @@ def _one_at_a_time(progress: Progress) -> Progress:
     return tell
 
 
-def _take(host: Host, step: Step, journal: Journal) -> Outcome:
+def _take(host: Host, step: Step, journal: Journal, looks: Looks) -> Outcome:
     started = time.monotonic()
     result, detail = Result.DONE, None
     try:
-        _do(host, step, journal)
+        _do(host, step, journal, looks)
     except KataGpuError as error:
         result = Result.HELD if isinstance(error, HeldError) else Result.FAILED
         detail = str(error)
@@ -120,7 +122,7 @@ def _take(host: Host, step: Step, journal: Journal) -> Outcome:
     )
 
 
-def _do(host: Host, step: Step, journal: Journal) -> None:
+def _do(host: Host, step: Step, journal: Journal, looks: Looks) -> None:
     match step:
         case LoadModule():
             _load(host, step)
@@ -129,9 +131,9 @@ def _do(host: Host, step: Step, journal: Journal) -> None:
         case MakeVirtuals() | RemoveVirtuals():
             _change_virtuals(host, step, journal)
         case MoveGroup():
-            moving.move(host, step, journal)
+            moving.move(host, step, journal, looks)
         case CleanUnit():
-            cleaning.clean(host, step, journal)
+            cleaning.clean(host, step, journal, looks)
         case WriteFile() | RemoveFile():
             _change_file(host, step, journal)
         case NoteUse() | Quarantine():

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kata_gpu.act import binding, holders, nvidia
+from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HeldError, HostError, VerificationError
 from kata_gpu.host import Host
@@ -11,7 +12,7 @@ from kata_gpu.model.ledger import Stage
 from kata_gpu.model.plan import MoveGroup
 
 
-def move(host: Host, step: MoveGroup, journal: Journal) -> None:
+def move(host: Host, step: MoveGroup, journal: Journal, looks: Looks) -> None:
     """Announce, move, verify, record.
 
     Raises:
@@ -24,7 +25,7 @@ def move(host: Host, step: MoveGroup, journal: Journal) -> None:
     unit = step.entry.unit
     changing = [found for found in step.moves if found.changes_driver]
     before = journal.ledger.entry(unit)
-    holders.refuse_if_held(host, [found.address for found in changing])
+    looks.refuse_if_held([found.address for found in changing])
     leaving = [found.address for found in changing if found.before.driver == nvidia.DRIVER]
     gpus = nvidia.look(host, leaving, resumed=before is not None)
     holders.refuse_if_at_work(host, gpus)
@@ -34,7 +35,7 @@ def move(host: Host, step: MoveGroup, journal: Journal) -> None:
 
     def last_check() -> None:
         nvidia.forbid_users(host, gpus)
-        holders.refuse_if_held(host, [found.address for found in changing])
+        looks.refuse_if_held([found.address for found in changing])
 
     targets = {found.address: found.target for found in step.moves}
     try:

@@ -158,8 +158,7 @@ class _Draft:
                     f"plug it in again, or forget it with kata-gpu release {entry.unit}",
                 )
             elif entry.stage is Stage.RELEASING:
-                if not self._objects(objections.failed(self._now, entry.unit)):
-                    self.release(entry, "a release was begun and not finished")
+                self._give_back(entry, "a release was begun and not finished")
             else:
                 self._say(
                     Severity.INFO,
@@ -182,7 +181,7 @@ class _Draft:
     def release(self, entry: LedgerEntry, reason: str) -> None:
         """Add the way back to the original drivers, last function first."""
         now = self._now
-        if self._objects(objections.stuck(now, entry.unit, (f.address for f in entry.functions))):
+        if self._objects(self._stuck(entry)):
             return
         moves = []
         for function in reversed(entry.functions):
@@ -212,10 +211,17 @@ class _Draft:
             )
         )
 
+    def _give_back(self, entry: LedgerEntry, reason: str) -> None:
+        """Release a unit, unless that hangs, which is its state and no failure, or failed."""
+        if not self._objects(self._stuck(entry) or objections.failed(self._now, entry.unit)):
+            self.release(entry, reason)
+
+    def _stuck(self, entry: LedgerEntry) -> Finding | None:
+        return objections.stuck(self._now, entry.unit, (f.address for f in entry.functions))
+
     def _consider_host(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> None:
         if entry is not None:
-            if not self._objects(objections.failed(self._now, unit.id)):
-                self.release(entry, f"pool {pool.name} wants it on its host driver")
+            self._give_back(entry, f"pool {pool.name} wants it on its host driver")
         elif any(map(self._now.is_on_vfio, unit.functions)):
             self.findings.append(
                 objections.refusal(

@@ -62,9 +62,10 @@ class Steps:
         )
 
     def clear(self, paths: Iterable[str], reason: str, needs: tuple[int, ...] = ()) -> None:
-        """Add the removal of every one of *paths* that is there."""
+        """Add the removal of each of *paths*, also of one that was announced and never written."""
         for path in paths:
-            self.fulfil(Wish(path=path, staging="", content=None, reason=reason), needs)
+            if not any(isinstance(step, RemoveFile) and step.path == path for step in self.steps):
+                self.add(RemoveFile(path=path, reason=reason, needs=needs))
 
 
 def wishes(

@@ -125,6 +125,13 @@ _MULTIFUNCTION: Final = Port(
         Function(role="audio", model=_HDA, identity=_RTX_AUDIO),
     ),
 )
+_EIGHT: Final = tuple(
+    Port(
+        role=f"gpu-port-{index}",
+        slot=(Function(role=f"gpu-{index}", model=_BOCHS, identity=_H100),),
+    )
+    for index in range(8)
+)
 _BRIDGE: Final = Bridge(
     role="pci-bridge",
     slots=(
@@ -186,6 +193,7 @@ TOPOLOGIES: Final = {
             memory_mib=3072,
         ),
         Topology(name="single", summary="one GPU on its own root port", parts=(_SINGLE,)),
+        Topology(name="eight", summary="eight GPUs, each on its own root port", parts=_EIGHT),
         Topology(
             name="multifunction",
             summary="a GPU with an audio function in one slot",
