@@ -298,7 +298,7 @@ class _Draft:
         self.findings.extend(findings)
         for wish in wishes:
             steps.fulfil(wish, tuple(sorted(numbers[u] for u in wish.units & numbers.keys())))
-        wanted = {wish.path for wish in wishes}
+        wanted = {wish.path for wish in wishes if wish.content is not None}
         stale = (path for path in now.ledger.files if path not in wanted)
         steps.clear(stale, "the blueprint asks for it no more")
         return self._plan(steps)

@@ -58,9 +58,14 @@ class Steps:
         )
 
     def clear(self, paths: Iterable[str], reason: str, needs: tuple[int, ...] = ()) -> None:
-        """Add the removal of every one of *paths* that is there."""
+        """Add the removal of every one of *paths* that no step removes yet.
+
+        One that is not there too: what is removed is also forgotten by the ledger.
+        """
+        removed = {step.path for step in self.steps if isinstance(step, RemoveFile)}
         for path in paths:
-            self.fulfil(Wish(path=path, staging="", content=None, reason=reason), needs)
+            if path not in removed:
+                self.add(RemoveFile(path=path, reason=reason, needs=needs))
 
 
 def wishes(
