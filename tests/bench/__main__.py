@@ -1,12 +1,20 @@
 """``scripts/bench NAME``: run one benchmark."""
 
 import sys
+from collections.abc import Callable
 
-from tests.bench import imports, inventory
+from tests.bench import faults, imports, inventory, lanes
 
-_BENCHMARKS = {"inventory": inventory.main, "imports": imports.main}
+_BENCHMARKS: dict[str, Callable[..., None]] = {
+    "inventory": inventory.main,
+    "imports": imports.main,
+    "faults": faults.main,
+    "lanes": lanes.main,
+}
+_OPTIONS = {"faults": ["--write"]}
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in _BENCHMARKS:
+    name, *options = sys.argv[1:] or [""]
+    if name not in _BENCHMARKS or not set(options) <= set(_OPTIONS.get(name, ())):
         sys.exit(f"usage: scripts/bench {{{','.join(_BENCHMARKS)}}}")
-    _BENCHMARKS[sys.argv[1]]()
+    _BENCHMARKS[name](*options)
