@@ -295,6 +295,16 @@ def test_a_file_that_is_removed_is_ours_no_more(kernel: FakeKernel) -> None:
     assert journal_of(kernel.host).ledger == Ledger()
 
 
+@pytest.mark.parametrize("then", [bind, release])
+def test_a_file_that_is_noted_and_not_there_is_written_or_forgotten(
+    kernel: FakeKernel, then: Callable[[FakeKernel], Report]
+) -> None:
+    bind(kernel)
+    kernel.host.path(CDI).unlink()
+    assert not then(kernel).failures
+    assert journal_of(kernel.host).ledger.files == ((CDI,) if then is bind else ())
+
+
 # Holders
 
 

@@ -348,12 +348,15 @@ class _Draft:
             now.blueprint, now.inventory, self._offers, self._passengers, self._cdi_directory
         )
         self.findings.extend(findings)
+        settled = set()
         for wish in wishes:
             if not steps.is_so(wish) and self._objects(objections.file(now, wish.path)):
+                settled.add(wish.path)
                 continue
+            if wish.content is not None:
+                settled.add(wish.path)
             steps.fulfil(wish, tuple(sorted(numbers[u] for u in wish.units & numbers.keys())))
-        wanted = {wish.path for wish in wishes}
-        stale = (path for path in now.ledger.files if path not in wanted)
+        stale = (path for path in now.ledger.files if path not in settled)
         steps.clear(stale, "the blueprint asks for it no more")
         back = sorted(numbers[move.entry.unit] for move in self._moves if move.is_release)
         starts, findings = services.starts(now, self._pools, stops, needs=tuple(back))

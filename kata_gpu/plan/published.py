@@ -62,9 +62,13 @@ class Steps:
         )
 
     def clear(self, paths: Iterable[str], reason: str, needs: tuple[int, ...] = ()) -> None:
-        """Add the removal of each of *paths*, also of one that was announced and never written."""
+        """Add the removal of every one of *paths* that no step removes yet.
+
+        One that is not there too: what is removed is also forgotten by the ledger.
+        """
+        removed = {step.path for step in self.steps if isinstance(step, RemoveFile)}
         for path in paths:
-            if not any(isinstance(step, RemoveFile) and step.path == path for step in self.steps):
+            if path not in removed:
                 self.add(RemoveFile(path=path, reason=reason, needs=needs))
 
 

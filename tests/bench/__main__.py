@@ -1,18 +1,23 @@
 """``scripts/bench NAME``: run one benchmark."""
 
 import sys
+from collections.abc import Callable
 
-from tests.bench import bind, imports, inventory, kills, soak
+from tests.bench import bind, faults, imports, inventory, kills, lanes, soak
 
-_BENCHMARKS = {
+_BENCHMARKS: dict[str, Callable[..., None]] = {
     "inventory": inventory.main,
     "imports": imports.main,
     "bind": bind.main,
     "kills": kills.main,
     "soak": soak.main,
+    "faults": faults.main,
+    "lanes": lanes.main,
 }
+_OPTIONS = {"faults": ["--write"]}
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in _BENCHMARKS:
+    name, *options = sys.argv[1:] or [""]
+    if name not in _BENCHMARKS or not set(options) <= set(_OPTIONS.get(name, ())):
         sys.exit(f"usage: scripts/bench {{{','.join(_BENCHMARKS)}}}")
-    _BENCHMARKS[sys.argv[1]]()
+    _BENCHMARKS[name](*options)

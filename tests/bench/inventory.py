@@ -17,6 +17,7 @@ from kata_gpu.discover.inventory import collect
 from kata_gpu.host import Host
 from kata_gpu.host.commands import run
 from kata_gpu.host.sysfs import Sysfs
+from tests import memory
 from tests.bench import timing
 
 _SIZES: Final = (150, 600, 4096)
@@ -103,7 +104,7 @@ def main() -> None:
     )
     before: tuple[int, float] | None = None
     for size in _SIZES:
-        with tempfile.TemporaryDirectory(prefix="kata-gpu-bench-", dir=_memory()) as folder:
+        with tempfile.TemporaryDirectory(prefix="kata-gpu-bench-", dir=memory.folder()) as folder:
             root = Path(folder)
             _build(root, size)
             asked = _asked(root, size)
@@ -119,11 +120,6 @@ def main() -> None:
             f"{timing.median_ms(ours):7.1f} ms {ratio:7.2f}  {growth}"
         )
     print(f"target: ratio at most {_TARGET} at {_SIZES[0]}; 1.00 per function is linear growth")
-
-
-def _memory() -> str | None:
-    """Return a folder in memory, as sysfs is; None where there is none."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - its own folder
 
 
 def _asked(root: Path, size: int) -> list[str]:

@@ -349,8 +349,9 @@ class FakeKernel(Sysfs):
             ) from error
         finally:
             self._vanish(index)
-        if self.after_write is not None:
-            self.after_write(path, value)
+        with self._lock:
+            if self.after_write is not None:
+                self.after_write(path, value)
 
     def _store(self, index: int, path: str, value: str) -> Function | None:
         """Act on a write; return a function whose unbind has yet to end."""

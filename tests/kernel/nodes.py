@@ -107,8 +107,10 @@ def no_iommu(root: Path) -> FakeKernel:
     return kernel
 
 
-def gpu_with_audio(root: Path, *, reset_methods: tuple[str, ...] = ("bus",)) -> FakeKernel:
-    """A GeForce with its audio function, in one slot and one group."""
+def gpu_with_audio(
+    root: Path, *, reset_methods: tuple[str, ...] = ("bus",), audio_group: int = 1
+) -> FakeKernel:
+    """A GeForce with its audio function, in one slot and one group, unless told otherwise."""
     kernel = bare(root)
     _geforce(kernel, boot_vga=False, reset_methods=reset_methods)
     kernel.add_device(
@@ -117,7 +119,7 @@ def gpu_with_audio(root: Path, *, reset_methods: tuple[str, ...] = ("bus",)) -> 
         device=_RTX_2080_TI_AUDIO,
         class_code=0x040300,
         driver="snd_hda_intel",
-        group=1,
+        group=audio_group,
         subsystem=_RTX_SUBSYSTEM,
         revision=0xA1,
         multifunction=True,
@@ -150,7 +152,7 @@ def storage_in_group(root: Path) -> FakeKernel:
     return kernel
 
 
-def bridge_pair(root: Path) -> FakeKernel:
+def bridge_pair(root: Path, *, reset_methods: tuple[str, ...] = ("bus",)) -> FakeKernel:
     """Two GPUs behind a PCIe-to-PCI bridge, with the bridge in one group."""
     kernel = bare(root)
     kernel.add_device(
@@ -164,7 +166,7 @@ def bridge_pair(root: Path) -> FakeKernel:
         bars=(),
     )
     for address in BRIDGED:
-        _h100(kernel, address, parent="0000:01:00.0", group=1, reset_methods=("bus",))
+        _h100(kernel, address, parent="0000:01:00.0", group=1, reset_methods=reset_methods)
     return kernel
 
 
