@@ -29,12 +29,13 @@ def assess(
     for unit in formed.units:
         pool = pools[unit.pool]
         nodes = _published(inventory, pool, unit, cdi_directory)
+        parent = now.functions[unit.primary].parent
         objection = objected.get(unit.id)
         if objection is None and not nodes:
-            parent = now.functions[unit.primary].parent
             objection = objected.get(str(parent)) or objected.get(f"pool {pool.name}")
         if objection is not None and objection.state is not None:
-            found = objection.state, objection.reason
+            whose = f"{parent}: " if objection.subject == str(parent) else ""
+            found = objection.state, f"{whose}{objection.reason}"
         elif unit.id in moving:
             found = UnitState.PENDING, "it is about to be moved"
         else:

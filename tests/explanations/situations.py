@@ -23,6 +23,7 @@ from tests.passthrough import SETTINGS, journal_of
 from tests.plans import blueprints
 from tests.plans.blueprints import AT_MOST_TWO, GPUS, REST_TO_HOST, blueprint
 from tests.plans.files import GO, GO_CONFIG
+from tests.plans.virtuals import TWO
 
 NO_AGENT: Final = Unsaid(reason="no agent runs")
 UID: Final = "0b1c2d3e-4f50-4a6b-8c7d-9e0f1a2b3c4d"
@@ -374,3 +375,31 @@ def ours_and_selected_no_more(root: Path) -> tuple[Facts, str]:
     world.turn()
     world.text = blueprint()
     return world.look(word=world.word()), nodes.GPU
+
+
+@situation
+def parent_of_virtual_functions(root: Path) -> tuple[Facts, str]:
+    """It is no unit, and what it has are."""
+    world = World(nodes.sriov(root), blueprint(TWO))
+    return world.look(word=world.word()), nodes.GPU
+
+
+@situation
+def parent_whose_virtual_functions_are_to_be_made(root: Path) -> tuple[Facts, str]:
+    """Nothing is wrong; the agent has yet to do it."""
+    world = World(nodes.sriov(root), blueprint(TWO))
+    return world.look(), nodes.GPU
+
+
+@situation
+def parent_with_another_number_of_virtual_functions(root: Path) -> tuple[Facts, str]:
+    """Somebody else made another number, and what to do about that is said."""
+    world = World(nodes.sriov(root, vfs=1), blueprint(TWO))
+    return world.look(word=world.word()), nodes.GPU
+
+
+@situation
+def virtual_function_of_such_a_parent(root: Path) -> tuple[Facts, str]:
+    """What keeps it from being bound is its parent's matter."""
+    world = World(nodes.sriov(root, vfs=1), blueprint(TWO))
+    return world.look(word=world.word()), "0000:01:00.1"

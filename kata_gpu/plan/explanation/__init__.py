@@ -28,7 +28,9 @@ def explain(facts: Facts, address: PciAddress) -> Explanation:
         address=address,
         unit=case.unit.id if case.unit else None,
         state=case.state,
-        is_in_order=case.is_bridge or (case.unit is not None and case.state in IN_ORDER),
+        is_in_order=case.is_bridge
+        or (case.unit is not None and case.state in IN_ORDER)
+        or (case.asking is not None and case.state is None and not case.steps),
         headline=_headline(case),
         source=_source(facts, case),
         sections=sections(facts, case),
@@ -43,6 +45,9 @@ def _headline(case: Case) -> str:
         return f"{case.address} stays on the host: it is a bridge"
     if case.function is None:
         return f"{case.address} is ours as part of unit {case.name}, and is gone from the bus"
+    if case.asking is not None:
+        name = case.asking.name
+        return f"{case.address} stays on the host: pool {name} passes its virtual functions through"
     ours = "; it is ours all the same" if case.entry else ""
     return f"{case.address} is not available: no pool gives it to a unit{ours}"
 

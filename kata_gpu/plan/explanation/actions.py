@@ -24,6 +24,9 @@ def actions(facts: Facts, case: Case) -> tuple[str, ...]:
 
 def _without_unit(facts: Facts, case: Case) -> Iterable[str]:
     yield from _remedies(facts, case)
+    if case.asking is not None:
+        yield from _of_virtuals(facts, case)
+        return
     if case.function is not None and case.state is None:
         yield from _mends(facts, case)
         gpus = sorted(str(f.address) for f in (case.function, *case.mates) if f.is_gpu)
@@ -32,6 +35,15 @@ def _without_unit(facts: Facts, case: Case) -> Iterable[str]:
             f'select {chosen} in a pool of the blueprint: mode = "passthrough", a resource, and '
             f'select = [{{ address = "{chosen}" }}] or what else is true of it'
         )
+
+
+def _of_virtuals(facts: Facts, case: Case) -> Iterable[str]:
+    """Lead from a physical function to its virtual ones."""
+    virtuals = [str(f.address) for f in facts.inventory.functions if f.parent == case.address]
+    if case.steps:
+        yield from _next_turn(facts, case)
+    if virtuals:
+        yield f"see kata-gpu explain for each of them: {', '.join(virtuals)}"
 
 
 def _ask(facts: Facts, case: Case) -> Iterable[str]:

@@ -9,7 +9,7 @@ from kata_gpu.model.holder import Holder
 from kata_gpu.model.inventory import Inventory, Problem
 from kata_gpu.model.iommu import Verdict, judge, judge_without_group
 from kata_gpu.model.isolation import all_bonded, bonds
-from kata_gpu.model.ledger import Ledger, LedgerEntry
+from kata_gpu.model.ledger import Ledger, LedgerEntry, MadeVirtuals
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.plan import Finding, Plan, Step
@@ -54,6 +54,9 @@ class Case:
     pool: Pool | None
     """The unit's."""
 
+    asking: Pool | None
+    """The pool whose units its virtual functions are; None for most."""
+
     state: UnitState | None
     """The unit's; None without one, unless a finding says it."""
 
@@ -65,6 +68,9 @@ class Case:
     """What could not be read of its groups and of what is in the way."""
 
     entry: LedgerEntry | None
+    made: MadeVirtuals | None
+    """The virtual functions of it that are ours."""
+
     holders: tuple[Holder, ...]
     operations: tuple[Operation, ...]
     """Those that hang on it, and those that hold up the whole bus."""
@@ -133,11 +139,15 @@ def choose(facts: Facts, address: PciAddress) -> Case:
         below=_below(inventory, function),
         unit=unit,
         pool=pool,
+        asking=None
+        if function is None or function.parent is not None
+        else facts.blueprint.pool_of_virtuals(function),
         state=found[0],
         reason=found[1],
         verdict=verdict,
         problems=_problems(inventory, verdict),
         entry=entry,
+        made=facts.ledger.made(address),
         holders=now.holders(members),
         operations=tuple(
             op for op in inventory.operations if op.address in members or holds_up_the_bus(op)
@@ -204,6 +214,8 @@ def _findings(
     knows = isinstance(said, Said) and (pool is None or name in said.states)
     found = said.findings if isinstance(said, Said) and knows else facts.plan.findings
     subjects = {name, *((f"pool {pool.name}",) if pool else ())}
+    if function is not None and function.parent is not None:
+        subjects.add(str(function.parent))
     if pool is None and function is not None and not function.is_bridge:
         subjects |= {str(mate.address) for mate in mates}
     yield from (finding for finding in found if finding.subject in subjects)

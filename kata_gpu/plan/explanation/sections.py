@@ -9,6 +9,7 @@ from kata_gpu.model.iommu import Verdict
 from kata_gpu.model.ledger import LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciFunction
+from kata_gpu.model.plan import virtual_functions
 from kata_gpu.model.unit import UnitState
 from kata_gpu.plan import cdi
 from kata_gpu.plan.explanation.case import Case, Facts, holds_up_the_bus
@@ -216,8 +217,11 @@ def _cleaned(case: Case) -> Iterable[str]:
 def _ours(case: Case) -> Iterable[str]:
     if case.is_bridge:
         return
+    if case.made is not None:
+        yield f"this agent made {virtual_functions(case.made.count)} of it"
     if case.entry is None:
-        yield "this agent has changed nothing about it"
+        if case.made is None:
+            yield "this agent has changed nothing about it"
         return
     yield _STAGES[case.entry.stage]
     yield from (_original(function, case.entry) for function in case.entry.functions)

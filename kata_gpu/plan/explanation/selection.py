@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 
 from kata_gpu.model.blueprint import Pool, Selector
 from kata_gpu.model.pci import PciFunction
+from kata_gpu.model.plan import virtual_functions
 
 
 def missed(pool: Pool, function: PciFunction) -> str:
@@ -13,6 +14,9 @@ def missed(pool: Pool, function: PciFunction) -> str:
         return f"pool {pool.name} selects no bridge, as no pool does"
     reasons = [first_miss(selector, function) for selector in pool.selectors]
     if None in reasons:
+        if pool.virtual_functions is not None and function.parent is None:
+            count = virtual_functions(pool.virtual_functions)
+            return f"pool {pool.name} asks for {count} of it, which are its units"
         limit = "" if pool.max_units is None else f", but may have {pool.max_units} units only"
         return f"pool {pool.name} selects it{limit}"
     return f"pool {pool.name} does not select it: {'; '.join(filter(None, reasons))}"
