@@ -1,4 +1,4 @@
-"""What a Kata runtime cannot take, though the kernel gives it.
+"""What a Kata runtime cannot take, or the host should not allow, though the kernel gives it.
 
 Source: Kata 4.1.0: vfio_device/core.rs gives all functions of a legacy group one root port;
 qemu.go ends at 16 root ports.
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from kata_gpu.model.blueprint import KataHandler, Runtime
 from kata_gpu.model.pci import CLASS_AUDIO, PciFunction
 from kata_gpu.model.plan import Finding, Severity
+from kata_gpu.model.platform import Platform
 from kata_gpu.plan.kata import ROOT_PORTS_MAX
 
 
@@ -38,4 +39,16 @@ def unit(
             subject=subject,
             reason=reason,
             remedy="pods that ask for it need another handler",
+        )
+
+
+def platform(found: Platform) -> Iterable[Finding]:
+    """Warn of what the host allows and should not, once it passes anything through."""
+    if found.unsafe_interrupts:
+        yield Finding(
+            severity=Severity.WARNING,
+            subject="node",
+            reason="vfio_iommu_type1.allow_unsafe_interrupts is set, so a guest may send the host "
+            "interrupts of its own making",
+            remedy="unset it; a node that needs it cannot isolate its guests",
         )

@@ -159,6 +159,26 @@ def quarantined(entry: LedgerEntry) -> Finding | None:
     )
 
 
+def gone(unit: str) -> Finding:
+    """Say that what is ours is not there."""
+    return Finding(
+        severity=Severity.WARNING,
+        subject=unit,
+        reason="it is ours, and its functions are gone from the bus",
+        remedy=f"plug it in again, or forget it with kata-gpu release {unit}",
+    )
+
+
+def unselected(unit: str) -> Finding:
+    """Say that nobody asks for what is ours."""
+    return Finding(
+        severity=Severity.INFO,
+        subject=unit,
+        reason="it is ours, but no pool selects it any more, so it is left alone",
+        remedy=f"kata-gpu release {unit} gives it back",
+    )
+
+
 def exchanged(unit: str, address: PciAddress, label: str) -> Finding:
     """Object to giving back another card than the one that was taken."""
     return refusal(

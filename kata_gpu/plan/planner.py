@@ -70,7 +70,6 @@ def plan(
         is_fixed = unit.pool in formed.refused_pools or family.is_unsettled(now, unit)
         draft.consider(unit, may_move=not is_fixed)
     draft.consider_orphans({unit.id for unit in formed.units})
-    draft.consider_platform()
     return draft.finish(family.steps)
 
 
@@ -151,32 +150,11 @@ class _Draft:
             if entry.unit in known:
                 continue
             if not any(f.address in self._now.functions for f in entry.functions):
-                self._say(
-                    Severity.WARNING,
-                    entry.unit,
-                    "it is ours, and its functions are gone from the bus",
-                    f"plug it in again, or forget it with kata-gpu release {entry.unit}",
-                )
+                self.findings.append(objections.gone(entry.unit))
             elif entry.stage is Stage.RELEASING:
                 self._give_back(entry, "a release was begun and not finished")
             else:
-                self._say(
-                    Severity.INFO,
-                    entry.unit,
-                    "it is ours, but no pool selects it any more, so it is left alone",
-                    f"kata-gpu release {entry.unit} gives it back",
-                )
-
-    def consider_platform(self) -> None:
-        """Warn of what the host allows and should not."""
-        if self._passengers and self._now.inventory.platform.unsafe_interrupts:
-            self._say(
-                Severity.WARNING,
-                "node",
-                "vfio_iommu_type1.allow_unsafe_interrupts is set, so a guest may send the host "
-                "interrupts of its own making",
-                "unset it; a node that needs it cannot isolate its guests",
-            )
+                self.findings.append(objections.unselected(entry.unit))
 
     def release(self, entry: LedgerEntry, reason: str) -> None:
         """Add the way back to the original drivers, last function first."""
@@ -325,6 +303,8 @@ class _Draft:
     def finish(self, virtual_steps: virtuals.Steps) -> Plan:
         """Return the plan: make, withdraw, load, stop, move, clean, publish, clear away, start."""
         now = self._now
+        if self._passengers:
+            self.findings.extend(checks.platform(now.inventory.platform))
         steps = Steps(now.inventory.files)
         virtuals.add(steps, virtual_steps)
         for note in self._notes:
@@ -334,7 +314,7 @@ class _Draft:
             for group in self._moves
             if group.is_release or any(map(now.changes_vfio, group.moves))
         } | {step.unit for step in self._cleanings}
-        withdrawn = self._withdraw(steps, leaving)
+        withdrawn = steps.withdraw(now.inventory, leaving, self._cdi_directory)
         stops = services.stops(now, self._pools, self._moves)
         prepared = self._prepare(steps, stops)
         numbers = {}
@@ -369,7 +349,7 @@ class _Draft:
         now = self._now
         steps = Steps(now.inventory.files)
         leaving = {move.entry.unit for move in self._moves}
-        withdrawn = self._withdraw(steps, leaving)
+        withdrawn = steps.withdraw(now.inventory, leaving, self._cdi_directory)
         moved = {
             steps.add(replace(move, needs=withdrawn)): move.entry
             for move in sorted(self._moves, key=lambda m: m.entry.unit)
@@ -383,13 +363,6 @@ class _Draft:
         for name in now.ledger.services if is_all else ():
             steps.add(services.start(name, needs=tuple(moved)))
         return self._plan(steps)
-
-    def _withdraw(self, steps: Steps, leaving: set[str]) -> tuple[int, ...]:
-        before = len(steps.steps)
-        if leaving:
-            for wish in published.withdrawals(self._now.inventory, leaving, self._cdi_directory):
-                steps.fulfil(wish, ())
-        return tuple(range(before + 1, len(steps.steps) + 1))
 
     def _prepare(self, steps: Steps, stops: Iterable[StopService]) -> dict[str, tuple[int, ...]]:
         """Add what must be before units move; return the steps that each unit needs of it."""

@@ -71,6 +71,22 @@ class Steps:
             if path not in removed:
                 self.add(RemoveFile(path=path, reason=reason, needs=needs))
 
+    def withdraw(
+        self, inventory: Inventory, leaving: set[str], cdi_directory: str
+    ) -> tuple[int, ...]:
+        """Add what takes *leaving* from our CDI specs before their drivers are taken."""
+        before = len(self.steps)
+        for file in inventory.files if leaving else ():
+            if file.content is not None and cdi.is_ours(cdi_directory, file.path):
+                wish = Wish(
+                    path=file.path,
+                    staging=cdi_directory,
+                    content=cdi.without(file.content, leaving),
+                    reason="no pod may be given a unit that is about to leave",
+                )
+                self.fulfil(wish, ())
+        return tuple(range(before + 1, len(self.steps) + 1))
+
 
 def wishes(
     blueprint: Blueprint,
@@ -89,18 +105,6 @@ def wishes(
     )
     drop_ins, findings = _drop_ins(blueprint, inventory, passengers)
     return (*specs, *drop_ins), findings
-
-
-def withdrawals(inventory: Inventory, leaving: set[str], cdi_directory: str) -> Iterable[Wish]:
-    """Return our CDI specs without *leaving*, to be written before their drivers are taken."""
-    for file in inventory.files:
-        if file.content is not None and cdi.is_ours(cdi_directory, file.path):
-            yield Wish(
-                path=file.path,
-                staging=cdi_directory,
-                content=cdi.without(file.content, leaving),
-                reason="no pod may be given a unit that is about to leave",
-            )
 
 
 def _spec(kind: str, devices: Mapping[str, tuple[str, ...]], cdi_directory: str) -> Wish:
