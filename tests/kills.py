@@ -287,31 +287,35 @@ def here(folder: Path) -> tuple[str, Node]:
     write_files(folder, pools)
     members = (DEVICES / chosen[0] / "iommu_group/devices").iterdir()
     endpoints = sorted(m.name for m in members if not (m / "class").read_text().startswith(_BRIDGE))
+    gc.freeze()  # what a fork does not touch need not be copied
     home = {address: (driver(address), override(address)) for address in endpoints}
     return name, Node(chosen[0], Agent(folder, pools), folder, home)
 
 
-def tallies(folder: Path) -> Iterator[Tally]:
-    """Meet every moment of bind, clean and release, and yield what came of each."""
-    name, found = here(folder)
-    gc.freeze()  # what a fork does not touch need not be copied
-    yield meet(found, f"bind {name}", found.to_home, found.bind)
-    yield meet(found, f"release {name}", found.to_bound, found.release)
-    if name == "single":
+def works(name: str, found: Node) -> dict[str, Callable[[], Tally]]:
+    """Return what may be killed on a unit, by name."""
 
-        def used() -> None:
-            found.to_bound(is_used=True)
+    def used() -> None:
+        found.to_bound(is_used=True)
 
-        yield meet(found, f"clean {name}", used, found.bind)
-    found.to_home()
+    works = {
+        "bind": lambda: meet(found, f"bind {name}", found.to_home, found.bind),
+        "release": lambda: meet(found, f"release {name}", found.to_bound, found.release),
+    }
+    if name == "single":  # the others' second functions cannot be reset by themselves
+        works["clean"] = lambda: meet(found, f"clean {name}", used, found.bind)
+    return works
 
 
 def main() -> None:
-    """Print each tally as a row, and what was wrong."""
+    """Print what came of each work as a row, and what was wrong."""
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        for tally in tallies(Path(folder)):
+        name, found = here(Path(folder))
+        for work in works(name, found).values():
+            tally = work()
             sys.stdout.write("\n".join((tally.row, *tally.wrong)) + "\n")
             sys.stdout.flush()
+        found.to_home()
 
 
 if __name__ == "__main__":
