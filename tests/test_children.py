@@ -73,6 +73,11 @@ def test_a_store_is_one_write_of_the_value(agent: Children, tmp_path: Path) -> N
     assert (tmp_path / "vendor").read_text() == "0x1002\n"
 
 
+def test_a_value_may_hold_any_byte(agent: Children, tmp_path: Path) -> None:
+    agent.write("vendor", b"\0=\n")
+    assert (tmp_path / "vendor").read_bytes() == b"\0=\n0de\n"
+
+
 def test_a_refused_store_carries_the_errno(agent: Children) -> None:
     with pytest.raises(HostError, match="nowhere: No such file") as refusal:
         agent.write("nowhere", b"1")

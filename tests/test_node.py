@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kata_gpu.act.journal import Journal
+from kata_gpu.agent import node
 from kata_gpu.discover.inventory import collect
 from kata_gpu.host import Host
 from kata_gpu.model.iommu import judge
@@ -250,9 +251,10 @@ def test_a_unit_that_a_vm_holds_is_neither_released_nor_harmed(
     agent = agent_for(agents, tmp_path, pool(at(gpu)))
     agent.converge()
     with pod_vm.held(tuple(agent.offered()[gpu])) as holder:
-        report = agent.release()
-        (failure,) = report.failures
-        assert f"pid {holder.process.pid}" in str(failure.detail)
+        plan = node.make_release(agent.host, agent.settings, agent.journal.ledger, None)
+        assert agent.release().outcomes == ()
+        (finding,) = plan.refusals
+        assert f"pid {holder.process.pid}" in str(finding)
         assert driver(gpu) == "vfio-pci"
         assert agent.journal.ledger.entry(gpu) is not None
     assert agent.release().failures == ()

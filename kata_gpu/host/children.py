@@ -120,7 +120,7 @@ class Children:
         if self._end is not None and self._end[1] < 0:
             yield attributes[0], self._left(attributes[0], 0)
             return
-        words = [name, value, os.fsencode(self._root), *map(os.fsencode, attributes)]
+        words = [name, value.hex().encode(), os.fsencode(self._root), *map(os.fsencode, attributes)]
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
             try:
@@ -320,7 +320,8 @@ def _fork_child(request: bytes, writing: int) -> int:
 
 
 def _do(request: bytes, writing: int) -> None:
-    name, value, root, *attributes = request.split(b"\0")
+    name, value_hex, root, *attributes = request.split(b"\0")
+    value = bytes.fromhex(value_hex.decode())
     os.write(writing, _FRAME.pack(_PID, os.getpid(), 0))
     with open("/proc/self/comm", "wb", buffering=0) as comm:
         comm.write(name)
