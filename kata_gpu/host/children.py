@@ -322,17 +322,12 @@ def _fork_child(request: bytes, writing: int) -> int:
 def _do(request: bytes, writing: int) -> None:
     name, value_hex, root, *attributes = request.split(b"\0")
     value = bytes.fromhex(value_hex.decode())
+    said = value.decode("latin-1").encode("unicode_escape")  # a name has no NUL and no newline
     os.write(writing, _FRAME.pack(_PID, os.getpid(), 0))
     with open("/proc/self/comm", "wb", buffering=0) as comm:
         comm.write(name)
     for number, attribute in enumerate(attributes):
-        label = b"".join(
-            (
-                _LABEL.encode(),
-                attribute,
-                b"=" + value.replace(b"\n", b"\\n") if name == _STORE else b"",
-            )
-        )
+        label = _LABEL.encode() + attribute + (b"=" + said if name == _STORE else b"")
         described = os.memfd_create(os.fsdecode(label[:_LABEL_MAX_BYTES]))
         code, text = 0, b""
         try:
