@@ -18,17 +18,17 @@ Home = Mapping[str, Binding]
 _NODES: Final = "/dev/vfio/"
 
 
-def violations(kernel: FakeKernel, home: Home) -> list[str]:
-    """Return what does not hold; each text says where."""
+def violations(kernel: FakeKernel, home: Home, *, is_spec_ours: bool = True) -> list[str]:
+    """Return what does not hold; each text says where.
+
+    Of a spec that is not *ours* as it stands, nothing is asked.
+    """
     try:
         ledger = journal_of(kernel.host).ledger
     except KataGpuError as error:
         return [f"the ledger cannot be read: {error}"]
-    return [
-        *_of_the_offer(kernel, ledger),
-        *_of_the_originals(kernel, ledger, home),
-        *_of_the_files(kernel, ledger),
-    ]
+    of_the_spec = [*of_the_offer(kernel, ledger), *_of_the_files(kernel, ledger)]
+    return [*(of_the_spec if is_spec_ours else []), *_of_the_originals(kernel, ledger, home)]
 
 
 def offered(kernel: FakeKernel) -> dict[str, tuple[str, ...]]:
@@ -40,7 +40,7 @@ def offered(kernel: FakeKernel) -> dict[str, tuple[str, ...]]:
             device["name"]: tuple(n["path"] for n in device["containerEdits"]["deviceNodes"])
             for device in devices
         }
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
 
 
@@ -59,7 +59,8 @@ def guests(kernel: FakeKernel, nodes: Iterable[str]) -> list[Function]:
     ]
 
 
-def _of_the_offer(kernel: FakeKernel, ledger: Ledger) -> Iterator[str]:
+def of_the_offer(kernel: FakeKernel, ledger: Ledger) -> Iterator[str]:
+    """Yield what is offered and may not be had."""
     for unit, nodes in offered(kernel).items():
         entry = ledger.entry(unit)
         if entry is None:

@@ -65,6 +65,17 @@ def test_on_the_way_back_the_overrides_are_cleared_first(kernel: FakeKernel) -> 
     assert names(kernel) == ["driver_override"] * 2 + ["unbind"] * 2 + ["bind"] * 2
 
 
+@pytest.mark.parametrize("override", ["vfio-pci", "pci-stub", "no-such-driver"])
+def test_an_override_for_another_driver_is_restored_after_the_driver(
+    kernel: FakeKernel, override: str
+) -> None:
+    kernel.write(f"bus/pci/devices/{GPU}/driver_override", override)
+    before = {GPU: Binding(driver="nvidia", override=override), AUDIO: HOME[AUDIO]}
+    binding.rebind(kernel, BOTH)
+    binding.rebind(kernel, before)
+    assert state(kernel) == before
+
+
 def test_a_group_in_place_is_not_written_to(kernel: FakeKernel) -> None:
     binding.rebind(kernel, HOME)
     assert kernel.writes == []

@@ -117,6 +117,33 @@ def test_a_use_that_ended_while_no_agent_ran_is_cleaned_after(kernel: FakeKernel
     assert not entry(kernel).is_used
 
 
+def test_who_opened_it_again_and_has_gone_is_no_reason_to_wait(kernel: FakeKernel) -> None:
+    with used(kernel):
+        pass
+    converge(kernel, opened=frozenset({nodes.GPU}))
+    assert (RESET, "1") in kernel.writes
+    assert not entry(kernel).is_used
+
+
+def test_a_use_is_noted_of_a_unit_that_is_to_be_bound_again(kernel: FakeKernel) -> None:
+    converge(kernel)
+    kernel.write("bus/pci/drivers/vfio-pci/unbind", nodes.GPU)
+    converge(kernel, opened=frozenset({nodes.GPU}))
+    assert (RESET, "1") in kernel.writes
+    assert is_offered(kernel)
+
+
+def test_a_use_is_noted_of_a_unit_that_waits_for_its_user(tmp_path: Path) -> None:
+    kernel = nodes.gpu_with_audio(tmp_path, reset_methods=("flr",))
+    converge(kernel)
+    kernel.write("bus/pci/drivers/vfio-pci/unbind", nodes.AUDIO)
+    with kernel.vm_holds(nodes.GPU):
+        assert converge(kernel).plan.refusals
+    assert entry(kernel).is_used
+    converge(kernel)
+    assert (RESET, "1") in kernel.writes
+
+
 def turn_to_ones(kernel: FakeKernel) -> None:
     """Let the device answer nothing but ones after its reset."""
 

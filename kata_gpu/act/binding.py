@@ -7,8 +7,10 @@ Three attributes decide who holds a function (paths below ``bus/pci``):
 - ``drivers/<driver>/bind`` gives it to that driver, or fails with an errno.
 
 All overrides are written first: a host driver that loads in the middle then finds no
-function it may take. ``bind`` rather than ``drivers_probe``, which succeeds when no driver
-answers. Nothing is done because a write returned: the bindings are read back.
+function it may take. One that somebody set for another driver than the target's follows when
+that driver has the function: before, it would keep it off. ``bind`` rather than
+``drivers_probe``, which succeeds when no driver answers. Nothing is done because a write
+returned: the bindings are read back.
 
 Source: Linux Documentation/ABI/testing/sysfs-bus-pci; bind_store and drivers_probe_store in
 drivers/base/bus.c; driver_override_store in drivers/base/dd.c.
@@ -95,11 +97,13 @@ def _move(
     sysfs: Sysfs, current: Targets, targets: Targets, last_check: Callable[[], None] = lambda: None
 ) -> None:
     """Take the steps that are missing from *current* to *targets*; then read them back."""
-    for address, target in targets.items():
-        if current[address].override != target.override:
-            override = target.override or _OVERRIDE_CLEARED
-            sysfs.write(f"bus/pci/devices/{address}/driver_override", override)
     changing = [a for a, target in targets.items() if current[a].driver != target.driver]
+    overrides = {address: current[address].override for address in targets}
+    for address, target in targets.items():
+        if address in changing and target.driver and target.override:
+            _override(sysfs, address, target.driver, overrides)
+        else:
+            _override(sysfs, address, target.override, overrides)
     last_check()
     for address in changing:
         driver = current[address].driver
@@ -109,7 +113,18 @@ def _move(
         driver = targets[address].driver
         if driver is not None:
             sysfs.write(f"bus/pci/drivers/{driver}/bind", str(address))
+    for address, target in targets.items():
+        _override(sysfs, address, target.override, overrides)
     verify(sysfs, targets)
+
+
+def _override(
+    sysfs: Sysfs, address: PciAddress, driver: str | None, now: dict[PciAddress, str | None]
+) -> None:
+    """Let no driver but *driver* have the function, if that is not so *now*."""
+    if now[address] != driver:
+        sysfs.write(f"bus/pci/devices/{address}/driver_override", driver or _OVERRIDE_CLEARED)
+        now[address] = driver
 
 
 def verify(sysfs: Sysfs, targets: Targets) -> None:

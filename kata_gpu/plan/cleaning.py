@@ -8,13 +8,37 @@ Source: pci_reset_function and pci_reset_bus_function in Linux drivers/pci/pci.c
 vfio_pci_core_enable in drivers/vfio/pci/vfio_pci_core.c.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import PciFunction
-from kata_gpu.model.plan import CleanUnit, Quarantine, Reset
+from kata_gpu.model.plan import CleanUnit, NoteUse, Quarantine, Reset
 from kata_gpu.model.unit import Unit
+from kata_gpu.plan.situation import Situation
 
 CleaningStep = CleanUnit | Quarantine
+
+
+def uses(now: Situation, opened: frozenset[str]) -> Iterable[NoteUse]:
+    """Yield what must be noted of whoever has, or had, a unit that is ours.
+
+    Whatever else becomes of the unit: its user may be gone before anything does.
+    """
+    for entry in now.ledger.entries:
+        holders = now.holders(function.address for function in entry.functions)
+        if not entry.is_used and (holders or entry.unit in opened):
+            who = "; ".join(map(str, holders)) or "its device node was opened"
+            yield NoteUse(unit=entry.unit, reason=who)
+
+
+def noted(ledger: Ledger, notes: Iterable[NoteUse]) -> Ledger:
+    """Return the ledger as it is when *notes* are taken."""
+    for note in notes:
+        entry = ledger.entry(note.unit)
+        if entry is not None:
+            ledger = ledger.with_entry(replace(entry, is_used=True))
+    return ledger
 
 
 def step(unit: Unit, functions: Sequence[PciFunction]) -> CleaningStep:

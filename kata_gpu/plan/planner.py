@@ -62,8 +62,10 @@ def plan(
     where it is no longer so.
     """
     now = Situation.of(blueprint, inventory, ledger, failed, kept)
+    notes = tuple(cleaning.uses(now, opened))
+    now = replace(now, ledger=cleaning.noted(ledger, notes))
     formed = units.form(blueprint, inventory, ledger)
-    draft = _Draft(now, cdi_directory, opened)
+    draft = _Draft(now, cdi_directory, notes)
     family = virtuals.plan(now, formed.refused_pools)
     draft.findings.extend((*formed.findings, *family.findings))
     for unit in formed.units:
@@ -107,15 +109,12 @@ def release(
 class _Draft:
     """Steps as they are found, by phase; ``finish`` puts them in order."""
 
-    def __init__(
-        self, now: Situation, cdi_directory: str, opened: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, now: Situation, cdi_directory: str, notes: tuple[NoteUse, ...] = ()) -> None:
         self.findings: list[Finding] = []
         self._now = now
         self._cdi_directory = cdi_directory
-        self._opened = opened
         self._loads: dict[str, list[str]] = {}
-        self._notes: list[NoteUse] = []
+        self._notes = notes
         self._moves: list[MoveGroup] = []
         self._cleanings: list[CleaningStep] = []
         self._offers: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -269,13 +268,7 @@ class _Draft:
     def _may_be_had(self, unit: Unit, entry: LedgerEntry) -> bool:
         """Tell whether a unit that is in order may be offered; see that it is clean first."""
         now = self._now
-        holders = now.holders(unit.functions)
-        if holders or unit.id in self._opened:
-            if not entry.is_used:
-                who = "; ".join(map(str, holders)) or "its device node was opened"
-                self._notes.append(NoteUse(unit=unit.id, reason=who))
-            return True
-        if not entry.is_used:
+        if not entry.is_used or now.holders(unit.functions):
             return True
         step = cleaning.step(unit, [now.functions[address] for address in unit.functions])
         self._cleanings.append(step)

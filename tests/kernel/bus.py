@@ -256,9 +256,9 @@ class Bus:
         return (f for f in self.functions.values() if f.spec.group == number is not None)
 
     def next_group(self) -> int:
-        """Return a number that no group has."""
-        groups = (f.spec.group for f in self.functions.values() if f.spec.group is not None)
-        return max(groups, default=-1) + 1
+        """Return a number that no group has, nor had one that may come back."""
+        specs = (*(f.spec for f in self.functions.values()), *self.gone)
+        return max((spec.group for spec in specs if spec.group is not None), default=-1) + 1
 
     def open(self, function: Function) -> None:
         """Let a user open a function as a VM does: group, container, device."""

@@ -41,7 +41,7 @@ class Tree:
         self.root = root
         self.sys = root / "sys"
         self._homes: dict[str, Path] = {}
-        self._nodes = 0
+        self._nodes: dict[Path, str] = {}
         self._lists_nvidia_gpus = False
         for folder in (
             "bus/pci/devices",
@@ -226,6 +226,7 @@ class Tree:
         at = self.root / "dev" / node
         at.parent.mkdir(parents=True, exist_ok=True)
         at.symlink_to(like)
+        self._nodes[at] = like.removeprefix("/dev/")
         number = _number(at)
         major, minor = number.strip().split(":")
         self._put(home / "dev", number, READ_ONLY)
@@ -263,8 +264,10 @@ class Tree:
     def _node(self, path: Path) -> str:
         """Make a node and return its number as sysfs shows it."""
         path.parent.mkdir(exist_ok=True)
-        path.symlink_to(f"/dev/{_CHARACTER_DEVICES[self._nodes % len(_CHARACTER_DEVICES)]}")
-        self._nodes += 1
+        self._nodes = {node: device for node, device in self._nodes.items() if node.is_symlink()}
+        used = list(self._nodes.values())
+        self._nodes[path] = min(_CHARACTER_DEVICES, key=used.count)
+        path.symlink_to(f"/dev/{self._nodes[path]}")
         return _number(path)
 
     def _root_bus(self, spec: DeviceSpec) -> Path:
