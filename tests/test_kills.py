@@ -17,7 +17,6 @@ from tests.lab.inside import Machine
         pytest.param(name, work, marks=pytest.mark.lab(name, timeout_s=480))
         for name, works in (
             ("single", ("bind", "release", "clean")),
-            ("multifunction", ("bind", "release")),
             ("bridge", ("bind", "release")),
         )
         for work in works

@@ -4,7 +4,7 @@ from tests.bench import lab
 
 
 def main() -> None:
-    """Print a row for each work on each of three units, on the lab's kernel."""
+    """Print a row for each work on each of two units, on the lab's kernel."""
     print("| where | what is killed | points | survived |\n|---|---|---|---|")
-    for topology in ("single", "multifunction", "bridge"):
+    for topology in ("single", "bridge"):
         lab.run(topology, "-m", "tests.kills", timeout_s=900)
