@@ -126,7 +126,7 @@ def test_more_uevents_than_the_socket_holds_are_a_hint_that_some_were_lost(
     uevents = Uevents(monitor)
     for _ in range(100):
         (DEVICES / machine.address("gpu") / "uevent").write_text("change")
-    first, *others = (hint.text for hint in uevents.drain())
+    first, *others = (hint.text for hint in (*uevents.drain(), *uevents.drain()))
     assert first == "events were lost: No buffer space available"
     assert 0 < len(others) < 100
     assert uevents.drain() == ()

@@ -57,21 +57,21 @@ class Uevents:
         """
         hints = []
         try:
-            while device := self._monitor.poll(timeout=0):
+            while (device := self._monitor.poll(timeout=0)) is not None:
                 text = ascii(f"{device.action} {device.device_path}")[1:-1]
                 hints.append(Hint(text=text))
         except UnicodeDecodeError as error:
             hints.append(Hint(text=f"an event has no readable path: {error}"))
         except OSError as error:
-            self._clear_error()
-            hints.append(Hint(text=f"events were lost: {error}"))
+            number = self._take_error() or error.errno or errno.ENOBUFS
+            hints.append(Hint(text=f"events were lost: {os.strerror(number)}"))
         return tuple(hints)
 
-    def _clear_error(self) -> None:
-        """Take the socket's waiting error.
+    def _take_error(self) -> int:
+        """Take the socket's waiting error; 0 when the read that failed took it.
 
         pyudev asks poll(2) first and then reads nothing while an error waits, so that
-        one would wait for ever.
+        one would wait for ever. Of what it found it tells only the descriptor.
         """
         with socket.socket(fileno=os.dup(self._monitor.fileno())) as channel:
-            channel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            return channel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

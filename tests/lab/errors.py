@@ -11,3 +11,7 @@ class SetupNeededError(LabError):
 
 class GuestError(LabError):
     """The guest did not boot, died or hung; a fresh one may do better."""
+
+
+class EmulatorError(GuestError):
+    """The emulator aborted: a fault of its own, which says nothing of what ran in the guest."""

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tests.lab import process
-from tests.lab.errors import GuestError
+from tests.lab.errors import EmulatorError, GuestError
 from tests.lab.machine import Job
 
 
@@ -43,7 +43,13 @@ class LocalGuest:
         return job
 
     def status(self, job: Job, *, wait_s: float = 0.05) -> int | None:
-        """Return the job's exit status; None if it still runs after *wait_s*."""
+        """Return the job's exit status; None if it still runs after *wait_s*.
+
+        Raises:
+            EmulatorError: the job asked for it, by a file named "abort" in the shared folder.
+        """
+        if (self.out / "abort").exists():
+            raise EmulatorError("the emulator aborted")
         try:
             return self._jobs[job.name].wait(wait_s)
         except subprocess.TimeoutExpired:

@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -21,12 +22,13 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from tests.lab import bring_up, identities, process, qemu
-from tests.lab.errors import GuestError
+from tests.lab.errors import EmulatorError, GuestError
 from tests.lab.kernel import Kernel
 from tests.lab.topology import Topology, places
 
 BOOT_TIMEOUT_S: Final = 120.0  # 5 to 8 s when quiet, 20 s seen under load
 _POLL_S: Final = 0.05
+_END_TIMEOUT_S: Final = 5.0
 _DISK_SIZE: Final = 64 << 20
 _DISK_CONTENT: Final = b"kata-gpu lab disk\n"
 _GUEST_INIT: Final = Path(__file__).parent / "guest/init"
@@ -180,7 +182,15 @@ class Guest:
 
     def _died(self, why: str) -> GuestError:
         log = (self.out / "qemu.log").read_text(errors="replace")
-        return GuestError(f"the guest died: {why}\n{log}{tail(self.console())}")
+        text = f"the guest died: {why}\n{log}{tail(self.console())}"
+        return EmulatorError(text) if self._aborted() else GuestError(text)
+
+    def _aborted(self) -> bool:
+        """Tell whether the emulator ended by an assertion of its own."""
+        try:
+            return self._process.wait(_END_TIMEOUT_S) == -signal.SIGABRT
+        except subprocess.TimeoutExpired:
+            return False
 
 
 def _write_script(path: Path, script: str) -> None:

@@ -62,6 +62,7 @@ class HostSide:
         self._topology: str | None = None
         self._running: Iterator[relay.Outcome] = iter(())
         self._outcomes: dict[str, relay.Outcome] = {}
+        self._said: list[str] = []
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -89,6 +90,12 @@ class HostSide:
         """End the guest, also when the tests were interrupted."""
         self._end()
 
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what happened to guests that no test is to blame for."""
+        for text in self._said:
+            terminalreporter.section("lab")
+            terminalreporter.line(text)
+
     def _begin(self, topology: str, items: list[pytest.Item]) -> None:
         chosen = [item for item in items if _topology(item) == topology]
         session = relay.Session(
@@ -96,6 +103,7 @@ class HostSide:
             boot=lambda: self._boot(topology),
             root=self._config.rootpath,
             pytest_options=_options(self._config),
+            say=self._said.append,
         )
         self._topology = topology
         self._running = relay.run(

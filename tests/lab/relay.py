@@ -2,7 +2,8 @@
 
 Every test gets an outcome, whatever happens: its reports from the guest; or, where the guest
 hung, died or never came up, the reason with what the guest last showed. A guest that was
-lost is replaced once, for the tests that had not run.
+lost is replaced once, for the tests that had not run; after an abort of the emulator the one
+that was under way has not, and it is said.
 """
 
 import shlex
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from tests.lab import machine
-from tests.lab.errors import GuestError, LabError
+from tests.lab.errors import EmulatorError, GuestError, LabError
 from tests.lab.machine import Job
 from tests.lab.reports import FILE_VARIABLE, PID_FILE, STACKS_FILE, Reader, Record
 from tests.lab.topology import Topology
@@ -94,6 +95,8 @@ class Session:
     """The folder that node ids are relative to, and where pytest starts."""
 
     pytest_options: tuple[str, ...] = ()
+    say: Callable[[str], None] = print
+    """Takes what the reader of the results should know beside them."""
 
 
 def run(session: Session, cases: tuple[Case, ...]) -> Iterator[Outcome]:
@@ -108,6 +111,9 @@ def run(session: Session, cases: tuple[Case, ...]) -> Iterator[Outcome]:
                 for outcome in _Following(guest, session, tuple(left.values())).outcomes():
                     del left[outcome.node_id]
                     yield outcome
+        except EmulatorError as error:
+            why = str(error)
+            session.say(f"a guest is replaced, and what it was at is run again: {error}")
         except LabError as error:
             why = str(error)
             break
@@ -149,6 +155,8 @@ class _Following:
         """Return how pytest ended; None while it runs."""
         try:
             status = self._guest.status(self._job)
+        except EmulatorError:
+            raise
         except GuestError as error:
             return str(error)
         if status is None:

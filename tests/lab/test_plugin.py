@@ -14,6 +14,7 @@ from typing import Final
 
 from tests.lab.inside import GUEST_VARIABLE
 from tests.lab.machine import CHECKOUT
+from tests.lab.reports import FILE_VARIABLE
 
 _CONFTEST: Final = f"""
 import os
@@ -145,6 +146,39 @@ def test_dies(number): os._exit(9)
     assert result.counts == {"tests": 4, "failures": 2, "errors": 2, "skipped": 0}
     assert result.text.count("ended with status 9 before this test's end") >= 2
     assert result.text.count("not run: 2 guests were lost before it") >= 2
+    assert len(result.guests) == 2
+
+
+def test_an_abort_of_the_emulator_is_said_and_costs_no_test_its_run(tmp_path: Path) -> None:
+    result = _run(
+        tmp_path,
+        f"""
+pytestmark = pytest.mark.lab
+OUT = os.path.dirname(os.environ.get("{FILE_VARIABLE}", ""))
+def test_before(): pass
+def test_during():
+    if OUT.endswith("guest-1-node"):
+        open(OUT + "/abort", "w").close()
+        time.sleep(60)
+def test_after(): pass
+""",
+    )
+    assert result.counts == {"tests": 3, "failures": 0, "errors": 0, "skipped": 0}
+    assert "what it was at is run again: the emulator aborted" in result.text
+    assert len(result.guests) == 2
+
+
+def test_an_emulator_that_aborts_again_fails_what_it_was_at(tmp_path: Path) -> None:
+    result = _run(
+        tmp_path,
+        f"""
+pytestmark = pytest.mark.lab
+def test_during():
+    open(os.path.dirname(os.environ["{FILE_VARIABLE}"]) + "/abort", "w").close()
+    time.sleep(60)
+""",
+    )
+    assert result.counts == {"tests": 1, "failures": 0, "errors": 1, "skipped": 0}
     assert len(result.guests) == 2
 
 
