@@ -55,6 +55,13 @@ class StuckError(KataGpuError):
         self.pid = pid
 
 
+class EndingError(StuckError):
+    """The agent ends and waits for nothing any more: leave everything as it is, and decide nothing.
+
+    :attr:`pid` is 0 for an operation that was not begun.
+    """
+
+
 class LedgerError(KataGpuError):
     """The ledger cannot be trusted: nothing on this node may be changed until it can."""
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from kata_gpu.errors import HostError, StuckError
+from kata_gpu.errors import EndingError, HostError, StuckError
 from kata_gpu.host import children
 from kata_gpu.host.children import Children
 
@@ -218,8 +218,10 @@ def test_an_agent_that_ends_waits_for_nothing_and_begins_nothing(tmp_path: Path)
         with pytest.raises(StuckError, match="the agent ends") as left:
             agent.write(UNBIND, b"0000:01:00.0")
         assert left.value.pid in {operation.pid for operation in children.leftovers(PROC)}
-        with pytest.raises(StuckError, match="the agent ends"):
+        with pytest.raises(EndingError, match="the agent ends"):
             agent.write("vendor", b"1")
+        with pytest.raises(EndingError, match="the agent ends"):
+            agent.read(["vendor"])
 
 
 def test_without_its_forker_nothing_is_done_and_the_reason_is_said(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from typing import Final
 import pytest
 
 from kata_gpu.act import binding
-from kata_gpu.agent import daemon
-from kata_gpu.errors import HeldError, HostError, InvalidBlueprint
+from kata_gpu.agent import daemon, node
+from kata_gpu.errors import EndingError, HeldError, HostError, InvalidBlueprint
+from kata_gpu.host.children import Children
+from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.model.ledger import Stage
 from kata_gpu.model.pci import Binding, PciAddress
 from kata_gpu.settings import blueprint
@@ -69,6 +71,21 @@ def test_its_end_leaves_devices_bound_and_files_written(kernel: FakeKernel, even
     assert kernel.host.path(CDI).exists()
     assert [entry.stage for entry in journal_of(kernel.host).ledger.entries] == [Stage.BOUND]
     assert not kernel.host.path(QUICK.socket).exists()
+
+
+def test_a_turn_that_the_end_cuts_short_decides_nothing(kernel: FakeKernel, events: Events) -> None:
+    run(kernel, events, nothing)
+    published = kernel.host.path(CDI).read_text()
+    sys_folder = kernel.host.root / "sys"
+    forker = Children(root=sys_folder, timeout_s=1)
+    forker.start()
+    forker.give_up()
+    ending = replace(kernel.host, sysfs=Sysfs(sys_folder, forker))
+    with pytest.raises(EndingError, match="the agent ends"):
+        node.converge(ending, QUICK, blueprint.parse(TEXT), journal_of(ending))
+    forker.stop()
+    assert kernel.host.path(CDI).read_text() == published
+    assert [entry.stage for entry in journal_of(kernel.host).ledger.entries] == [Stage.BOUND]
 
 
 def test_a_second_start_finds_all_in_order_and_writes_nothing(

@@ -17,7 +17,7 @@ from kata_gpu.agent import node
 from kata_gpu.agent.drift import Watchman
 from kata_gpu.agent.hints import Reasons, Sources, Watching, listening, paths_to_watch
 from kata_gpu.agent.node import Turn
-from kata_gpu.errors import HostError, KataGpuError, LedgerError
+from kata_gpu.errors import EndingError, HostError, KataGpuError, LedgerError
 from kata_gpu.host import Host, files, locks, systemd
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.ledger import Ledger
@@ -145,6 +145,9 @@ class _Daemon:
             units = self._units_of(opened)
             try:
                 turn = await asyncio.to_thread(self._take, hopeless, units)
+            except EndingError as error:
+                log.info("left turn %d: %s", self._number, error)
+                return
             except KataGpuError as error:
                 if self._state is None:
                     raise

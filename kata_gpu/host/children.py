@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from kata_gpu.errors import HostError, KataGpuError, StuckError
+from kata_gpu.errors import EndingError, HostError, KataGpuError, StuckError
 from kata_gpu.model.operation import Operation
 
 Answer = str | KataGpuError
@@ -96,19 +96,26 @@ class Children:
         Raises:
             HostError: the store answered with an errno (the OSError is the cause), or its
                 process was killed.
-            StuckError: it did not answer in time, and goes on.
+            StuckError: it did not answer in time, and goes on; EndingError: or was not begun.
         """
         ((_, answer),) = self._ask(_STORE, [attribute], value)
         if isinstance(answer, KataGpuError):
             raise answer
 
     def read(self, attributes: Sequence[str]) -> dict[str, Answer]:
-        """Return the text of each attribute without its final newline, or why there is none."""
+        """Return the text of each attribute without its final newline, or why there is none.
+
+        Raises:
+            EndingError: nobody waits any more; what is not known must not look like what is.
+        """
         found: dict[str, Answer] = {}
         for start in range(0, len(attributes), _PATHS_AT_ONCE):
             pending = attributes[start : start + _PATHS_AT_ONCE]
             while pending:  # what stands behind one that hangs is read by another child
                 answers = dict(self._ask(_READ, pending, b""))
+                for answer in answers.values():
+                    if isinstance(answer, EndingError):
+                        raise answer
                 found.update(answers)
                 pending = [attribute for attribute in pending if attribute not in answers]
         return found
@@ -162,7 +169,7 @@ class Children:
 
     def _left(self, attribute: str, pid: int) -> StuckError:
         if self._end is not None and self._end[1] < 0:
-            return StuckError(f"cannot wait for {attribute}: the agent ends", pid)
+            return EndingError(f"cannot wait for {attribute}: the agent ends", pid)
         return StuckError(
             f"cannot wait longer than {self._timeout_s:g} s for {attribute}: process {pid} waits "
             f"on in the kernel, where nothing can end it",

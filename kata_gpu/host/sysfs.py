@@ -76,13 +76,16 @@ class Sysfs:
         """Read attributes that are shown under a lock, which somebody may hold for ever.
 
         One that does not answer is a StuckError among the answers; a missing one a HostError.
+
+        Raises:
+            EndingError: `give_up` was called.
         """
         if self._children is not None:
             return self._children.read(paths)
         return {path: self._answer(path) for path in paths}
 
     def give_up(self) -> None:
-        """Wait for no operation any more: each that runs or is asked for is a StuckError."""
+        """Wait for no operation any more: each that runs or is asked for is an EndingError."""
         if self._children is not None:
             self._children.give_up()
 
@@ -94,7 +97,8 @@ class Sysfs:
 
         Raises:
             HostError: the attribute is missing, or the store returned an errno.
-            StuckError: the store does not return, and may yet do what was asked.
+            StuckError: the store does not return, and may yet do what was asked; EndingError:
+                or nobody waits for it any more.
             ValueError: the value is empty, so the kernel would never see it
                 (sysfs_kf_write in Linux fs/sysfs/file.c); clear with a newline.
         """
