@@ -31,6 +31,8 @@ from kata_gpu.host.children import Children
 from kata_gpu.host.commands import run
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.model.ledger import Ledger, Stage
+from kata_gpu.model.pci import PciAddress
+from kata_gpu.model.plan import MakeVirtuals, Plan
 from tests.in_guest import DEVICES, Agent, at, driver, override, pool, wait_for, write_files
 from tests.lab.inside import Machine
 
@@ -40,7 +42,7 @@ _MIDST_S: Final = 0.015
 _TIMEOUT_S: Final = 30.0
 _ROLES: Final = {
     "single": ("gpu",),
-    "multifunction": ("card",),
+    "card": ("card",),
     "bridge": ("bridged-gpu", "bridged-mate"),
 }
 _BRIDGE: Final = "0x0604"
@@ -215,9 +217,53 @@ class Node:
         if os.waitstatus_to_exitcode(_forked(lambda: work(Fuse(0)))) != 0:
             yield "a second run writes again"
 
+    def goal_is_home(self, count: int) -> bool:
+        """Say where what was killed is brought: every other time back to where it came from."""
+        return count % 2 == 1
+
     @staticmethod
     def _is_on_vfio(state: dict[str, tuple[str | None, str]]) -> bool:
         return set(state.values()) == {("vfio-pci", "vfio-pci")}
+
+
+@dataclass(frozen=True, slots=True)
+class Virtuals(Node):
+    """The virtual functions of a storage controller, of which no plan would make any."""
+
+    def make(self, fuse: Fuse) -> None:
+        """Make two."""
+        parent = PciAddress.parse(self.unit)
+        step = MakeVirtuals(parent=parent, count=2, had_autoprobe=True, reason="kills")
+        journal = FusedJournal(Path(self.agent.settings.ledger), fuse)
+        executor.execute(_host(fuse), Plan(blueprint="kills", steps=(step,)), journal)
+
+    def to_made(self) -> None:
+        """Have two, which the ledger knows."""
+        if not self._links():
+            self.make(Fuse())
+            assert len(self._links()) == 2
+
+    def faults_at_death(self) -> Iterator[str]:
+        """Say what may never be, whoever dies when."""
+        ledger = Journal(Path(self.agent.settings.ledger)).ledger
+        if (self._links() or self._autoprobe() == "0") and not ledger.virtuals:
+            yield f"the ledger knows nothing of {self._links()}, probed: {self._autoprobe()}"
+
+    def faults_at_home(self) -> Iterator[str]:
+        """Say what is not as it was before."""
+        yield from Node.faults_at_home(self)
+        if self._links() or self._autoprobe() != "1":
+            yield f"there still are {self._links()}, probed: {self._autoprobe()}"
+
+    def goal_is_home(self, count: int) -> bool:
+        """Say where what was killed is brought."""
+        return True
+
+    def _links(self) -> list[str]:
+        return sorted(path.name for path in (DEVICES / self.unit).glob("virtfn*"))
+
+    def _autoprobe(self) -> str:
+        return (DEVICES / self.unit / "sriov_drivers_autoprobe").read_text().strip()
 
 
 def meet(
@@ -238,7 +284,7 @@ def meet(
         prepare()
         status = os.waitstatus_to_exitcode(_forked(partial(work, fuse)))
         faults = [] if status < 0 else [f"it was not killed: status {status}"]
-        faults += [*node_.faults_at_death(), *_mend(node_, release=count % 2 == 1)]
+        faults += [*node_.faults_at_death(), *_mend(node_, release=node_.goal_is_home(count))]
         wrong += [f"{what}, {fuse.moment.value} operation {fuse.number}: {f}" for f in faults]
     return Tally(what=what, points=len(points), wrong=tuple(wrong))
 
@@ -282,6 +328,8 @@ def here(folder: Path) -> tuple[str, Node]:
     """Return this guest's topology and its unit."""
     machine = Machine.here()
     name = machine.topology.name
+    if name == "sriov":
+        return name, _virtuals(folder, machine.address("nvme-pf"))
     chosen = [machine.address(role) for role in _ROLES[name]]
     pools = pool(*map(at, chosen))
     write_files(folder, pools)
@@ -292,12 +340,24 @@ def here(folder: Path) -> tuple[str, Node]:
     return name, Node(chosen[0], Agent(folder, pools), folder, home)
 
 
+def _virtuals(folder: Path, parent: str) -> Virtuals:
+    write_files(folder, "")
+    gc.freeze()
+    home = {parent: (driver(parent), override(parent))}
+    return Virtuals(parent, Agent(folder, ""), folder, home)
+
+
 def works(name: str, found: Node) -> dict[str, Callable[[], Tally]]:
     """Return what may be killed on a unit, by name."""
 
     def used() -> None:
         found.to_bound(is_used=True)
 
+    if isinstance(found, Virtuals):
+        return {
+            "make": lambda: meet(found, "make two VFs", found.to_home, found.make),
+            "remove": lambda: meet(found, "remove two VFs", found.to_made, found.release),
+        }
     works = {
         "bind": lambda: meet(found, f"bind {name}", found.to_home, found.bind),
         "release": lambda: meet(found, f"release {name}", found.to_bound, found.release),

@@ -1,12 +1,14 @@
-"""Round trips of a GPU between its driver and VFIO in one process, and what they leave in it.
+"""Round trips of GPUs between their driver and VFIO in one process, and what they leave in it.
 
-Runs in the lab's guest; ``python -m tests.soak TRIPS`` prints a table.
+Runs in the lab's guest; ``python -m tests.soak TRIPS`` prints a table. All of the machine's
+GPUs go together, and each counts.
 """
 
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,12 +36,12 @@ class Sample:
     """Processes that it left; a forker and its likes are none."""
 
 
-def trips(agent: Agent, unit: str, count: int) -> Iterator[Sample]:
-    """Make *count* round trips, each verified, and sample ten times on the way.
+def trips(agent: Agent, units: Sequence[str], count: int) -> Iterator[Sample]:
+    """Send *units* on *count* round trips, each verified, and sample ten times on the way.
 
     Plans are made anew for each tenth trip; the others take the same steps again.
     """
-    home = driver(unit)
+    home = driver(units[0])
     bind, release = _plans(agent)
     for number in range(1, _WARM_TRIPS + count + 1):
         if number % 10 == 0:
@@ -47,14 +49,14 @@ def trips(agent: Agent, unit: str, count: int) -> Iterator[Sample]:
         for plan, reached in ((bind, ("vfio-pci", "vfio-pci")), (release, (home, "(null)"))):
             report = executor.execute(agent.host, plan, agent.journal)
             assert not report.failures, report
-            assert (driver(unit), override(unit)) == reached
+            assert {(driver(unit), override(unit)) for unit in units} == {reached}
         done = number - _WARM_TRIPS
         if done >= 0 and done % max(1, count // _SAMPLES) == 0:
-            yield _sample(done)
+            yield _sample(done * len(units))
 
 
 def _plans(agent: Agent) -> tuple[Plan, Plan]:
-    """Return what binds and publishes the unit, and what gives it back; it is back after."""
+    """Return what binds and publishes the units, and what gives them back; they are after."""
     host, settings = agent.host, agent.settings
     _, bind = node.make_plan(host, settings, agent.blueprint, agent.journal.ledger)
     assert not agent.converge().report.failures
@@ -76,11 +78,12 @@ def _sample(done: int) -> Sample:
 def main() -> None:
     """Print the table."""
     machine = Machine.here()
-    gpu = machine.address("gpu")
-    count = int(sys.argv[1])
+    roles = [role for role in machine.roles if role.startswith("gpu") and "port" not in role]
+    gpus = [machine.address(role) for role in roles]
+    count = math.ceil(int(sys.argv[1]) / len(gpus))
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         sys.stdout.write("| trips | RSS, KiB | descriptors | children left |\n|---|---|---|---|\n")
-        for sample in trips(Agent(Path(folder), pool(at(gpu))), gpu, count):
+        for sample in trips(Agent(Path(folder), pool(*map(at, gpus))), gpus, count):
             row = (sample.trips, sample.rss_kib, sample.descriptors, sample.children)
             sys.stdout.write(f"| {' | '.join(map(str, row))} |\n")
             sys.stdout.flush()

@@ -14,7 +14,7 @@ _NOISE_KIB = 256
 @pytest.mark.lab("single", timeout_s=300)
 def test_thirty_round_trips_leave_nothing_behind(machine: Machine, tmp_path: Path) -> None:
     gpu = machine.address("gpu")
-    first, *others = soak.trips(Agent(tmp_path, pool(at(gpu))), gpu, 30)
+    first, *others = soak.trips(Agent(tmp_path, pool(at(gpu))), [gpu], 30)
     assert len(others) == 10
     assert {sample.descriptors for sample in others} == {first.descriptors}
     assert {sample.children for sample in (first, *others)} == {0}

@@ -132,6 +132,13 @@ _EIGHT: Final = tuple(
     )
     for index in range(8)
 )
+_CARD: Final = Port(
+    role="card-port",
+    slot=(
+        Function(role="card", model=_BOCHS, identity=_H100),
+        Function(role="audio", model=_HDA, identity=_RTX_AUDIO),
+    ),
+)
 _BRIDGE: Final = Bridge(
     role="pci-bridge",
     slots=(
@@ -198,6 +205,11 @@ TOPOLOGIES: Final = {
             name="multifunction",
             summary="a GPU with an audio function in one slot",
             parts=(_MULTIFUNCTION,),
+        ),
+        Topology(
+            name="card",
+            summary="a GPU that no firmware takes for a display, with audio in one slot",
+            parts=(_CARD,),
         ),
         Topology(
             name="bridge",
