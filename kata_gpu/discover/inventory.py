@@ -88,6 +88,10 @@ def collect(
         operations=operations,
         problems=(*problems, *unknown),
         read_at=read_at,
+        configurations=tuple(
+            kata.configuration(host, real)
+            for real in dict.fromkeys(base.file for base in bases if base.file)
+        ),
     )
 
 

@@ -10,6 +10,13 @@ from tests.plans.node import PGPU_SPEC, Node, scenario
 
 GO_CONFIG: Final = "/opt/kata/configuration-go.toml"
 RUST_CONFIG: Final = "/opt/kata/rust/configuration-rust.toml"
+RUST_BASE: Final = """\
+[hypervisor.qemu]
+[runtime]
+name = "virt_container"
+hypervisor_name = "qemu"
+agent_name = "kata"
+"""
 GO: Final = handler("kata-go", "go", GO_CONFIG)
 RUST: Final = handler("kata-rust", "rust", RUST_CONFIG)
 
@@ -17,8 +24,8 @@ RUST: Final = handler("kata-rust", "rust", RUST_CONFIG)
 def with_kata(root: Path) -> Node:
     """Return a node with one GPU and both Kata runtimes."""
     node = Node(nodes.single_gpu(root))
-    for config in (GO_CONFIG, RUST_CONFIG):
-        node.put(config, "[hypervisor.qemu]\n")
+    node.put(GO_CONFIG, "[hypervisor.qemu]\n")
+    node.put(RUST_CONFIG, RUST_BASE)
     return node
 
 
@@ -134,6 +141,7 @@ def handler_uninstalled(root: Path) -> tuple[Node, Plan]:
 def handlers_of_two_dialects_in_one_folder(root: Path) -> tuple[Node, Plan]:
     """One config.d cannot hold two dialects: the first handler has it."""
     node = with_kata(root)
+    node.put(GO_CONFIG, RUST_BASE)
     rival = handler("kata-rust", "rust", GO_CONFIG)
     return node, node.plan(blueprint(GPUS, GO, rival))
 

@@ -1,0 +1,166 @@
+"""``kata-gpu kata``: which Kata handlers are here, and what configuration counts for each."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from kata_gpu.cli import configuration, context, output
+from kata_gpu.cli.exit_code import ExitCode
+from kata_gpu.discover import kata as discover
+from kata_gpu.errors import HostError, KataGpuError
+from kata_gpu.host import Host, paths
+from kata_gpu.model.blueprint import Blueprint, KataHandler, Runtime
+from kata_gpu.model.kata import Handler, InstalledFile, Provenance
+from kata_gpu.plan.kata import effective, handlers, printing
+from kata_gpu.plan.kata.dialect import DIALECTS
+
+_HEADER: Final = ("HANDLER", "RUNTIME", "HYPERVISOR", "VERSION", "INSTALLED", "TEE", "BLUEPRINT")
+_WIDE: Final = ("CONFIG", "BASE")
+
+
+def kata(options: argparse.Namespace) -> int:
+    """Do what the second word says."""
+    host = context.host(options)
+    if options.word == "show":
+        return _show(options, host)
+    return _list(options, host)
+
+
+def _list(options: argparse.Namespace, host: Host) -> int:
+    """Print every handler; exit with 3 when a runtime would start no pod of one."""
+    known = _blueprint(options, host)
+    configured = _configured(host, known)
+    found = [handlers.describe(file, configured) for file in _files(options, host, known)]
+    if options.output in {"json", "yaml"}:
+        from kata_gpu.observe.document import document  # noqa: PLC0415 - for these alone
+
+        body = {"handlers": output.printable(document(found))}
+        print(output.dump(body, options.output))
+    else:
+        print(_table(found, is_wide=options.output == "wide"))
+        _complain(f"{h.name}: {problem}" for h in found for problem in h.problems)
+    return ExitCode.REFUSED if any(handler.problems for handler in found) else ExitCode.OK
+
+
+def _table(found: list[Handler], *, is_wide: bool) -> str:
+    if not found:
+        return "no Kata handler is installed"
+    rows: list[list[object]] = []
+    for handler in found:
+        row: list[object] = [
+            output.Tinted(handler.name, "bad") if handler.problems else handler.name,
+            handler.runtime.value,
+            handler.hypervisor,
+            handler.version or "unknown",
+            handler.installed.value,
+            handler.tee.value,
+            "yes" if handler.in_blueprint else "no",
+        ]
+        rows.append([*row, handler.config, handler.base] if is_wide else row)
+    rows = [[_printable(cell) for cell in row] for row in rows]
+    return output.table(_HEADER + _WIDE if is_wide else _HEADER, rows)
+
+
+def _printable(cell: object) -> object:
+    if isinstance(cell, output.Tinted):
+        return output.Tinted(output.printable(cell.text), cell.colour)
+    return output.printable(cell)
+
+
+def _show(options: argparse.Namespace, host: Host) -> int:
+    """Print what counts for one handler; exit with 3 when its runtime would start no pod."""
+    known = _blueprint(options, host)
+    file, runtime = _chosen(options, host, known)
+    found = effective.merge(file.configuration, DIALECTS[runtime])
+    if options.output in {"json", "yaml"}:
+        print(output.dump(output.printable(printing.document(found, file)), options.output))
+    else:
+        form = printing.with_origins if options.origin else printing.toml
+        text = form(found).rstrip("\n")
+        print("\n".join(output.printable(line) for line in text.split("\n")))
+        _complain(f"{'refused' if f.is_fatal else 'note'}: {f}" for f in found.faults)
+    return ExitCode.REFUSED if found.fatal else ExitCode.OK
+
+
+def _chosen(
+    options: argparse.Namespace, host: Host, known: Blueprint
+) -> tuple[InstalledFile, Runtime]:
+    """Return the base file that is asked for by path or by handler, and whose it is.
+
+    The blueprint's word on a handler counts; else what the file holds.
+    """
+    asked: str = options.handler
+    if asked.startswith("/"):
+        file = _at(host, asked.rpartition("/")[2], asked)
+        named = next((h for h in known.handlers if h.config == asked), None)
+    else:
+        named = next((h for h in known.handlers if h.name == asked), None)
+        file = _at(host, named.name, named.config) if named else _named(options, host, asked)
+    return file, named.runtime if named else handlers.runtime(file.configuration)[0]
+
+
+def _named(options: argparse.Namespace, host: Host, name: str) -> InstalledFile:
+    found = _files(options, host, Blueprint(version="none"))
+    chosen = [file for file in found if file.name == name]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(file.name for file in found)) or "none"
+        raise HostError(f"cannot show {name}: there is no such handler (there are: {names})")
+    return chosen[0]
+
+
+def _at(host: Host, name: str, config: str) -> InstalledFile:
+    base = discover.find(host, name, config)
+    if base.file is None:
+        raise HostError(f"cannot show {config}: {base.reason}")
+    return InstalledFile(
+        name=name,
+        config=config,
+        provenance=Provenance.BLUEPRINT,
+        version=None,
+        configuration=discover.configuration(host, base.file),
+    )
+
+
+def _files(options: argparse.Namespace, host: Host, known: Blueprint) -> list[InstalledFile]:
+    """Return what is installed, and what the blueprint names elsewhere."""
+    prefixes = configuration.settings(options).kata_prefixes
+    found = list(discover.installed(host, prefixes))
+    reals = {file.configuration.path for file in found}
+    for handler in known.handlers:
+        real = _real(host, handler)
+        if real is not None and real not in reals:
+            reals.add(real)
+            found.append(_at(host, handler.name, handler.config))
+    return sorted(found, key=lambda file: (file.name, file.config))
+
+
+def _real(host: Host, handler: KataHandler) -> str | None:
+    return discover.find(host, handler.name, handler.config).file
+
+
+def _configured(host: Host, known: Blueprint) -> Mapping[str, str]:
+    reals = ((_real(host, handler), handler.name) for handler in known.handlers)
+    return {real: name for real, name in reals if real is not None}
+
+
+def _blueprint(options: argparse.Namespace, host: Host) -> Blueprint:
+    """Return the blueprint; an empty one, with a word on it, where there is none to be had."""
+    none = Blueprint(version="none")
+    try:
+        found = configuration.settings(options)
+        path: Path = configuration.blueprint_path(options, found)
+        if options.blueprint is None and paths.status(path) is None:
+            return none
+        return configuration.blueprint(options, found)
+    except KataGpuError as error:
+        if options.blueprint is not None:
+            raise
+        _complain([f"note: {error}; this goes on without it"])
+        return none
+
+
+def _complain(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"kata-gpu: {output.printable(line)}", file=sys.stderr)
