@@ -16,6 +16,9 @@ from kata_gpu.model.kata import Entry, EntryKind
 
 ENTRIES_MAX: Final = 256
 FILE_MAX_BYTES: Final = 1 << 20
+FOLDER_MAX_BYTES: Final = 8 << 20
+"""Past so many bytes of texts the rest of a folder is not read."""
+
 _CHUNK_BYTES: Final = 65536
 
 
@@ -34,8 +37,14 @@ def read(directory: str, *, root: Path) -> tuple[tuple[Entry, ...], str | None]:
     except OSError as error:
         return (), f"cannot list it: {error.strerror}"
     excess = f"it has more than {ENTRIES_MAX} entries" if len(names) > ENTRIES_MAX else None
-    kept = sorted(names)[:ENTRIES_MAX]
-    return tuple(_entry(directory, name, kind, root) for name, kind in kept), excess
+    kept: list[Entry] = []
+    size = 0
+    for name, kind in sorted(names)[:ENTRIES_MAX]:
+        if size > FOLDER_MAX_BYTES:
+            return tuple(kept), f"it holds more than {FOLDER_MAX_BYTES} bytes"
+        kept.append(_entry(directory, name, kind, root))
+        size += len(kept[-1].text or "")
+    return tuple(kept), excess
 
 
 def text(path: str, *, root: Path) -> str:

@@ -8,7 +8,6 @@ A key that the table does not know and the base file has is taken as known: a ne
 it there.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -66,6 +65,7 @@ class _Draft:
 
     faults: list[Fault] = field(default_factory=list)
     _base_keys: frozenset[Key] = frozenset()
+    _tables: set[Key] = field(default_factory=set)
 
     def read_base(self, configuration: Configuration) -> None:
         if configuration.text is None:
@@ -145,18 +145,14 @@ class _Draft:
 
     def _put(self, key: Key, setting: Setting) -> None:
         """Set a value; a table that it replaces goes, and so does a value above it."""
-        for other in self._in_the_way(key):
-            del self.settings[other]
+        for above in (key[:length] for length in range(1, len(key))):
+            self.settings.pop(above, None)
+            self._tables.add(above)
+        if key in self._tables:
+            self._tables.discard(key)
+            for other in [other for other in self.settings if other[: len(key)] == key]:
+                del self.settings[other]
         self.settings[key] = setting
-
-    def _in_the_way(self, key: Key) -> Iterable[Key]:
-        if key in self.settings:
-            return ()
-        return [
-            other
-            for other in self.settings
-            if other[: len(key)] == key or key[: len(other)] == other
-        ]
 
 
 def _known_by(key: Key) -> Key:

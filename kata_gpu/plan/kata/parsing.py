@@ -12,7 +12,9 @@ from kata_gpu.model.kata import Key
 
 _DEPTH_MAX: Final = 32
 _INTEGERS: Final = range(-(1 << 63), 1 << 63)  # of TOML parsers in Go and Rust
+_VALUES_MAX: Final = 4096  # Kata's own files have 150
 _TEXTS_KEPT: Final = 128
+_KEPT_MAX_CHARACTERS: Final = 1 << 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +37,12 @@ class Record:
     items: tuple[tuple[str, Any], ...]
 
 
-@lru_cache(maxsize=_TEXTS_KEPT)
 def parse(text: str) -> Parsed:
     """Return what a TOML *text* says."""
+    return _kept(text) if len(text) <= _KEPT_MAX_CHARACTERS else _parse(text)
+
+
+def _parse(text: str) -> Parsed:
     import tomllib  # noqa: PLC0415 - a release and most verbs read none
 
     try:
@@ -48,6 +53,9 @@ def parse(text: str) -> Parsed:
         return Parsed(error="not TOML: it is nested too deeply")
 
 
+_kept = lru_cache(maxsize=_TEXTS_KEPT)(_parse)
+
+
 def _flat(root: dict[str, Any]) -> Parsed:
     values: list[tuple[Key, Any]] = []
     tables: list[Key] = []
@@ -56,6 +64,8 @@ def _flat(root: dict[str, Any]) -> Parsed:
         key, value = pending.pop()
         if len(key) > _DEPTH_MAX:
             raise ValueError("it is nested too deeply")
+        if len(values) + len(tables) > _VALUES_MAX:
+            raise ValueError(f"it has more than {_VALUES_MAX} values and tables")
         if isinstance(value, dict):
             tables.append(key)
             pending += [((*key, name), item) for name, item in reversed(value.items())]

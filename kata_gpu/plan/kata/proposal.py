@@ -62,14 +62,21 @@ def propose(
     ours = f"{configuration.directory}/{DROP_IN_NAME}"
     findings = (
         *foreign,
+        *_unheard(handler, merged),
         *_overridden(handler, functions, before, merged, ours),
-        *(
-            _warning(handler, str(f), "kata-gpu kata show tells what counts")
-            for f in merged.faults
-            if f.file == ours
-        ),
     )
     return Proposal(content=content, stays=False, findings=findings)
+
+
+def _unheard(handler: KataHandler, merged: Effective) -> Iterable[Finding]:
+    """Tell that the runtime goes by another hypervisor than the blueprint says."""
+    if merged.hypervisor != handler.hypervisor:
+        yield _warning(
+            handler,
+            f"the runtime goes by hypervisor {merged.hypervisor}, and the drop-in is for "
+            f"{handler.hypervisor}",
+            "correct the handler's hypervisor, or its base file",
+        )
 
 
 def _forbidden(handler: KataHandler, others: Effective, *, iommufd: bool) -> Finding | None:
