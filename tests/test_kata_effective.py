@@ -322,7 +322,22 @@ def test_a_handler_tells_what_stops_its_pods() -> None:
         provenance=Provenance.CUSTOM,
         version="4.1.0",
         configuration=broken,
+        declared=Runtime.GO,
     )
-    found = handlers.describe(file, {BASE: "kata-mine"})
-    assert (found.name, found.hypervisor, found.in_blueprint) == ("kata-mine", "qemu", True)
+    found = handlers.describe(file)
+    assert (found.name, found.hypervisor, found.in_blueprint) == ("kata-x", "qemu", True)
     assert found.problems[0].startswith("/opt/kata/config.d/30-x.toml: not TOML: ")
+
+
+def test_a_file_that_is_not_of_the_runtime_that_the_blueprint_says_is_a_problem() -> None:
+    file = InstalledFile(
+        name="kata-x",
+        config=BASE,
+        provenance=Provenance.BLUEPRINT,
+        version=None,
+        configuration=configuration(TEXTS[Runtime.RUST]),
+        declared=Runtime.GO,
+    )
+    found = handlers.describe(file)
+    assert found.runtime is Runtime.GO
+    assert "looks like the rust runtime's, and the blueprint says go" in found.problems[0]

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -11,10 +11,9 @@ from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.discover import kata as discover
 from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import Host, paths
-from kata_gpu.model.blueprint import Blueprint, KataHandler, Runtime
-from kata_gpu.model.kata import Handler, InstalledFile, Provenance
-from kata_gpu.plan.kata import effective, handlers, printing
-from kata_gpu.plan.kata.dialect import DIALECTS
+from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.kata import Handler, InstalledFile
+from kata_gpu.plan.kata import handlers, printing
 
 _HEADER: Final = ("HANDLER", "RUNTIME", "HYPERVISOR", "VERSION", "INSTALLED", "TEE", "BLUEPRINT")
 _WIDE: Final = ("CONFIG", "BASE")
@@ -31,8 +30,7 @@ def kata(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace, host: Host) -> int:
     """Print every handler; exit with 3 when a runtime would start no pod of one."""
     known = _blueprint(options, host)
-    configured = _configured(host, known)
-    found = [handlers.describe(file, configured) for file in _files(options, host, known)]
+    found = [handlers.describe(file) for file in _installed(options, host, known)]
     if options.output in {"json", "yaml"}:
         from kata_gpu.observe.document import document  # noqa: PLC0415 - for these alone
 
@@ -71,9 +69,8 @@ def _printable(cell: object) -> object:
 
 def _show(options: argparse.Namespace, host: Host) -> int:
     """Print what counts for one handler; exit with 3 when its runtime would start no pod."""
-    known = _blueprint(options, host)
-    file, runtime = _chosen(options, host, known)
-    found = effective.merge(file.configuration, DIALECTS[runtime])
+    file = _chosen(options, host, _blueprint(options, host))
+    found = handlers.merged(file)
     if options.output in {"json", "yaml"}:
         print(output.dump(output.printable(printing.document(found, file)), options.output))
     else:
@@ -84,65 +81,33 @@ def _show(options: argparse.Namespace, host: Host) -> int:
     return ExitCode.REFUSED if found.fatal else ExitCode.OK
 
 
-def _chosen(
-    options: argparse.Namespace, host: Host, known: Blueprint
-) -> tuple[InstalledFile, Runtime]:
-    """Return the base file that is asked for by path or by handler, and whose it is.
-
-    The blueprint's word on a handler counts; else what the file holds.
-    """
+def _chosen(options: argparse.Namespace, host: Host, known: Blueprint) -> InstalledFile:
+    """Return the base file that is asked for, by its path or by its handler's name."""
     asked: str = options.handler
+    named = next((h for h in known.handlers if asked in {h.name, h.config}), None)
+    if named is not None:
+        return _there(host, discover.declared(host, named), named.config)
     if asked.startswith("/"):
-        file = _at(host, asked.rpartition("/")[2], asked)
-        named = next((h for h in known.handlers if h.config == asked), None)
-    else:
-        named = next((h for h in known.handlers if h.name == asked), None)
-        file = _at(host, named.name, named.config) if named else _named(options, host, asked)
-    return file, named.runtime if named else handlers.runtime(file.configuration)[0]
-
-
-def _named(options: argparse.Namespace, host: Host, name: str) -> InstalledFile:
-    found = _files(options, host, Blueprint(version="none"))
-    chosen = [file for file in found if file.name == name]
-    if not chosen:
+        return _there(host, discover.undeclared(host, asked), asked)
+    found = _installed(options, host, Blueprint(version="none"))
+    chosen = next((file for file in found if file.name == asked), None)
+    if chosen is None:
         names = ", ".join(dict.fromkeys(file.name for file in found)) or "none"
-        raise HostError(f"cannot show {name}: there is no such handler (there are: {names})")
-    return chosen[0]
+        raise HostError(f"cannot show {asked}: there is no such handler (there are: {names})")
+    return chosen
 
 
-def _at(host: Host, name: str, config: str) -> InstalledFile:
-    base = discover.find(host, name, config)
-    if base.file is None:
-        raise HostError(f"cannot show {config}: {base.reason}")
-    return InstalledFile(
-        name=name,
-        config=config,
-        provenance=Provenance.BLUEPRINT,
-        version=None,
-        configuration=discover.configuration(host, base.file),
-    )
+def _there(host: Host, file: InstalledFile | None, config: str) -> InstalledFile:
+    if file is None:
+        raise HostError(f"cannot show {config}: {discover.find(host, '', config).reason}")
+    return file
 
 
-def _files(options: argparse.Namespace, host: Host, known: Blueprint) -> list[InstalledFile]:
-    """Return what is installed, and what the blueprint names elsewhere."""
+def _installed(
+    options: argparse.Namespace, host: Host, known: Blueprint
+) -> tuple[InstalledFile, ...]:
     prefixes = configuration.settings(options).kata_prefixes
-    found = list(discover.installed(host, prefixes))
-    reals = {file.configuration.path for file in found}
-    for handler in known.handlers:
-        real = _real(host, handler)
-        if real is not None and real not in reals:
-            reals.add(real)
-            found.append(_at(host, handler.name, handler.config))
-    return sorted(found, key=lambda file: (file.name, file.config))
-
-
-def _real(host: Host, handler: KataHandler) -> str | None:
-    return discover.find(host, handler.name, handler.config).file
-
-
-def _configured(host: Host, known: Blueprint) -> Mapping[str, str]:
-    reals = ((_real(host, handler), handler.name) for handler in known.handlers)
-    return {real: name for real, name in reals if real is not None}
+    return discover.installed(host, prefixes, known.handlers)
 
 
 def _blueprint(options: argparse.Namespace, host: Host) -> Blueprint:

@@ -10,10 +10,12 @@ distributions have).
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host, entries, files
+from kata_gpu.model.blueprint import KataHandler
 from kata_gpu.model.inventory import KataBase
 from kata_gpu.model.kata import Configuration, InstalledFile, Provenance
 
@@ -56,8 +58,14 @@ def configuration(host: Host, path: str) -> Configuration:
     return Configuration(path=path, text=text, reason=reason, entries=held, unlisted=unlisted)
 
 
-def installed(host: Host, prefixes: Iterable[str] = ()) -> tuple[InstalledFile, ...]:
-    """Return every base file below the usual prefixes and *prefixes*, each real file once."""
+def installed(
+    host: Host, prefixes: Iterable[str] = (), handlers: Iterable[KataHandler] = ()
+) -> tuple[InstalledFile, ...]:
+    """Return every base file below the usual prefixes and *prefixes*, each real file once.
+
+    And those of the blueprint's *handlers*, wherever they are, with the blueprint's name and
+    word on the runtime.
+    """
     found: dict[str, InstalledFile] = {}
     for prefix in dict.fromkeys((*prefixes, *_deployed(host))):
         version = _version(host, prefix)
@@ -67,7 +75,30 @@ def installed(host: Host, prefixes: Iterable[str] = ()) -> tuple[InstalledFile, 
         version = _version(host, prefix)
         for name, path in _of_distribution(host, prefix):
             _add(host, found, name, path, Provenance.DISTRIBUTION, version)
+    for handler in handlers:
+        _declare(host, found, handler)
     return tuple(sorted(found.values(), key=lambda file: (file.name, file.config)))
+
+
+def declared(host: Host, handler: KataHandler) -> InstalledFile | None:
+    """Return the base file of one of the blueprint's handlers; None where there is none."""
+    found: dict[str, InstalledFile] = {}
+    _declare(host, found, handler)
+    return next(iter(found.values()), None)
+
+
+def undeclared(host: Host, config: str) -> InstalledFile | None:
+    """Return the base file at a path that nobody named before; None where there is none."""
+    found: dict[str, InstalledFile] = {}
+    _add(host, found, config.rpartition("/")[2], config, Provenance.UNKNOWN, None)
+    return next(iter(found.values()), None)
+
+
+def _declare(host: Host, found: dict[str, InstalledFile], handler: KataHandler) -> None:
+    _add(host, found, handler.name, handler.config, Provenance.BLUEPRINT, None)
+    real = find(host, handler.name, handler.config).file
+    if real is not None and found[real].declared is None:
+        found[real] = replace(found[real], name=handler.name, declared=handler.runtime)
 
 
 def _add(

@@ -160,6 +160,8 @@ class Provenance(StrEnum):
     BLUEPRINT = "blueprint"
     """It lies where nobody installs one, and the blueprint names it."""
 
+    UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledFile:
@@ -176,6 +178,8 @@ class InstalledFile:
     """Of the installation; None when it does not say."""
 
     configuration: Configuration
+    declared: Runtime | None = None
+    """The blueprint's word on whose file it is; None where the blueprint does not name it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ is said that the runtime does not know.
 Source: Kata 4.1.0, as in ``dialect``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 from kata_gpu.model.blueprint import KataHandler, Runtime
@@ -17,6 +17,7 @@ from kata_gpu.plan.kata.parsing import thawed
 
 _HEADER: Final = "Written by kata-gpu: changes are undone. Settings belong in the blueprint."
 _MS: Final = 1000
+_PORTS: Final = "pcie_root_port"
 
 
 def root_ports(handler: KataHandler, functions: int, before: Effective | None = None) -> int:
@@ -25,12 +26,8 @@ def root_ports(handler: KataHandler, functions: int, before: Effective | None = 
     Enough for *functions*, at least one, no fewer than it has without us (*before*), and no
     more than the runtime can give.
     """
-    held = None if before is None else before.value("hypervisor", handler.hypervisor, _PORTS)
-    wanted = handler.pcie_root_ports or max(functions, 1, held or 0)
+    wanted = handler.pcie_root_ports or max(functions, 1, _held(before, handler, _PORTS) or 0)
     return min(wanted, DIALECTS[handler.runtime].root_ports_max)
-
-
-_PORTS: Final = "pcie_root_port"
 
 
 def values(handler: KataHandler, functions: int, before: Effective | None = None) -> dict[Key, Any]:
@@ -42,12 +39,14 @@ def values(handler: KataHandler, functions: int, before: Effective | None = None
     found[*hypervisor, _PORTS] = root_ports(handler, functions, before)
     if handler.memory_mib is not None:
         found[*hypervisor, "default_memory"] = handler.memory_mib
-    params = _appended(" ".join, _words(before, handler), handler.kernel_params)
-    if params is not None:
-        found[*hypervisor, "kernel_params"] = params
-    allowed = _appended(list, _annotations(before, handler), handler.enable_annotations)
-    if allowed is not None:
-        found[*hypervisor, "enable_annotations"] = allowed
+    params = str(_held(before, handler, "kernel_params") or "")
+    missing = _missing(params.split(), handler.kernel_params)
+    if missing:
+        found[*hypervisor, "kernel_params"] = " ".join((params, *missing)).lstrip()
+    allowed = tuple(_held(before, handler, "enable_annotations") or ())
+    missing = _missing(allowed, handler.enable_annotations)
+    if missing:
+        found[*hypervisor, "enable_annotations"] = (*allowed, *missing)
     return (
         found
         | _timeouts(handler, before)
@@ -108,20 +107,10 @@ def _ms(seconds: int | None) -> int | None:
     return None if seconds is None else seconds * _MS
 
 
-def _words(before: Effective | None, handler: KataHandler) -> list[str]:
-    held = (
-        None if before is None else before.value("hypervisor", handler.hypervisor, "kernel_params")
-    )
-    return str(held or "").split()
+def _held(before: Effective | None, handler: KataHandler, name: str) -> Any:
+    """Return what a hypervisor's key says without us; None where no file sets it."""
+    return None if before is None else before.value("hypervisor", handler.hypervisor, name)
 
 
-def _annotations(before: Effective | None, handler: KataHandler) -> list[str]:
-    name = "enable_annotations"
-    held = None if before is None else before.value("hypervisor", handler.hypervisor, name)
-    return list(held or ())
-
-
-def _appended(form: Any, held: list[str], wanted: Iterable[str]) -> Any:
-    """Return the whole list in its form; None where what is held has all that is wanted."""
-    missing = [item for item in dict.fromkeys(wanted) if item not in held]
-    return form([*held, *missing]) if missing else None
+def _missing(held: Collection[str], wanted: Iterable[str]) -> tuple[str, ...]:
+    return tuple(item for item in dict.fromkeys(wanted) if item not in held)

@@ -3,7 +3,7 @@
 A file's runtime is what it holds; where it lies decides only when it holds no sign of either.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from kata_gpu.model.blueprint import Runtime, tee_of
@@ -67,23 +67,36 @@ def tee(found: Effective, name: str) -> Tee:
     return by_name if by_name is not Tee.NONE else Tee.OTHER
 
 
-def describe(file: InstalledFile, configured: Mapping[str, str]) -> Handler:
-    """Return a handler as a person asks for it; *configured* are the blueprint's base files.
+def merged(file: InstalledFile) -> Effective:
+    """Return what counts, by the blueprint's word on the runtime, else by what the file holds."""
+    whose = file.declared or runtime(file.configuration)[0]
+    return effective.merge(file.configuration, DIALECTS[whose])
 
-    By real path, with the name that the blueprint has for each.
-    """
-    whose, doubt = runtime(file.configuration)
-    found = effective.merge(file.configuration, DIALECTS[whose])
-    doubts = () if doubt is None else (f"{file.configuration.path}: {doubt}",)
+
+def describe(file: InstalledFile) -> Handler:
+    """Return a handler as a person asks for it."""
+    found = merged(file)
     return Handler(
-        name=configured.get(file.configuration.path, file.name),
-        runtime=whose,
+        name=file.name,
+        runtime=found.runtime,
         hypervisor=found.hypervisor,
         base=file.configuration.path,
         config=file.config,
         version=file.version,
         installed=file.provenance,
         tee=tee(found, file.name),
-        in_blueprint=file.configuration.path in configured,
-        problems=(*doubts, *map(str, found.fatal)),
+        in_blueprint=file.declared is not None,
+        problems=(*_doubts(file), *map(str, found.fatal)),
     )
+
+
+def _doubts(file: InstalledFile) -> Iterable[str]:
+    """Yield what makes it doubtful whose file it is."""
+    found, doubt = runtime(file.configuration)
+    if file.declared not in {None, found}:
+        yield (
+            f"{file.configuration.path}: it looks like the {found} runtime's, and the blueprint "
+            f"says {file.declared}"
+        )
+    elif doubt is not None:
+        yield f"{file.configuration.path}: {doubt}"

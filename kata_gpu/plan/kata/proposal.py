@@ -114,12 +114,11 @@ def _overridden(
     """Tell of each value of ours that a later file replaces by another."""
     for key, value in drop_in.values(handler, functions, before).items():
         found = merged.settings.get(key)
-        wanted = tuple(value) if isinstance(value, list) else value
-        if found is not None and found.file != ours and found.value != wanted:
+        if found is not None and found.file != ours and found.value != value:
             yield _warning(
                 handler,
                 f"{found.file} sets {'.'.join(key)} to {thawed(found.value)!r} after our "
-                f"{thawed(wanted)!r}",
+                f"{thawed(value)!r}",
                 "remove it there, or ask for that value in the blueprint",
             )
 
