@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 from kata_gpu.cli import configuration, context, output
@@ -11,9 +10,10 @@ from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.discover import kata as discover
 from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import Host, paths
-from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.blueprint import KataHandler
 from kata_gpu.model.kata import Handler, InstalledFile
 from kata_gpu.plan.kata import handlers, printing
+from kata_gpu.settings import handlers as declarations
 
 _HEADER: Final = ("HANDLER", "RUNTIME", "HYPERVISOR", "VERSION", "INSTALLED", "TEE", "BLUEPRINT")
 _WIDE: Final = ("CONFIG", "BASE")
@@ -29,8 +29,8 @@ def kata(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace, host: Host) -> int:
     """Print every handler; exit with 3 when a runtime would start no pod of one."""
-    known = _blueprint(options, host)
-    found = [handlers.describe(file) for file in _installed(options, host, known)]
+    files = _installed(options, host, _declared(options, host))
+    found = [handlers.describe(file) for file in files]
     if options.output in {"json", "yaml"}:
         from kata_gpu.observe.document import document  # noqa: PLC0415 - for these alone
 
@@ -69,7 +69,7 @@ def _printable(cell: object) -> object:
 
 def _show(options: argparse.Namespace, host: Host) -> int:
     """Print what counts for one handler; exit with 3 when its runtime would start no pod."""
-    file = _chosen(options, host, _blueprint(options, host))
+    file = _chosen(options, host, _declared(options, host))
     found = handlers.merged(file)
     if options.output in {"json", "yaml"}:
         print(output.dump(output.printable(printing.document(found, file)), options.output))
@@ -81,15 +81,17 @@ def _show(options: argparse.Namespace, host: Host) -> int:
     return ExitCode.REFUSED if found.fatal else ExitCode.OK
 
 
-def _chosen(options: argparse.Namespace, host: Host, known: Blueprint) -> InstalledFile:
+def _chosen(
+    options: argparse.Namespace, host: Host, known: tuple[KataHandler, ...]
+) -> InstalledFile:
     """Return the base file that is asked for, by its path or by its handler's name."""
     asked: str = options.handler
-    named = next((h for h in known.handlers if asked in {h.name, h.config}), None)
+    named = next((h for h in known if asked in {h.name, h.config}), None)
     if named is not None:
         return _there(host, discover.declared(host, named), named.config)
     if asked.startswith("/"):
         return _there(host, discover.undeclared(host, asked), asked)
-    found = _installed(options, host, Blueprint(version="none"))
+    found = _installed(options, host, ())
     chosen = next((file for file in found if file.name == asked), None)
     if chosen is None:
         names = ", ".join(dict.fromkeys(file.name for file in found)) or "none"
@@ -104,26 +106,25 @@ def _there(host: Host, file: InstalledFile | None, config: str) -> InstalledFile
 
 
 def _installed(
-    options: argparse.Namespace, host: Host, known: Blueprint
+    options: argparse.Namespace, host: Host, known: tuple[KataHandler, ...]
 ) -> tuple[InstalledFile, ...]:
     prefixes = configuration.settings(options).kata_prefixes
-    return discover.installed(host, prefixes, known.handlers)
+    return discover.installed(host, prefixes, known)
 
 
-def _blueprint(options: argparse.Namespace, host: Host) -> Blueprint:
-    """Return the blueprint; an empty one, with a word on it, where there is none to be had."""
-    none = Blueprint(version="none")
+def _declared(options: argparse.Namespace, host: Host) -> tuple[KataHandler, ...]:
+    """Return the blueprint's handlers; none, with a word on it, where it cannot be used."""
+    found = configuration.settings(options)
+    path = configuration.blueprint_path(options, found)
     try:
-        found = configuration.settings(options)
-        path: Path = configuration.blueprint_path(options, found)
-        if options.blueprint is None and paths.status(path) is None:
-            return none
-        return configuration.blueprint(options, found)
+        if options.blueprint is not None and paths.status(path) is None:
+            raise HostError(f"cannot read {path}: it does not exist")
+        return declarations.load(path)
     except KataGpuError as error:
         if options.blueprint is not None:
             raise
         _complain([f"note: {error}; this goes on without it"])
-        return none
+        return ()
 
 
 def _complain(lines: Iterable[str]) -> None:

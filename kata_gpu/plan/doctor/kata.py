@@ -4,7 +4,8 @@ Files of others are named with what to do, and never changed. A base file that n
 and that has nothing beside it is as its installation left it, and is not looked into.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from kata_gpu.model.doctor import Answer
@@ -22,7 +23,7 @@ def configuration(facts: NodeFacts) -> Iterable[Answer]:
     if isinstance(facts.kata, Unknown):
         yield unknown(facts.kata)
         return
-    found = list(_judged(facts.kata))
+    found = _judged(facts.kata)
     for file, effective in found:
         faults = effective.fatal
         for fault in faults[:_SHOWN]:
@@ -57,8 +58,10 @@ def drop_ins(facts: NodeFacts) -> Iterable[Answer]:
         yield ok("nothing but what is heeded")
 
 
-def _judged(files: Iterable[InstalledFile]) -> Iterator[tuple[InstalledFile, Effective]]:
-    for file in files:
-        beside = file.configuration.entries or file.configuration.unlisted
-        if beside or file.declared is not None:
-            yield file, handlers.merged(file)
+@lru_cache(maxsize=1)  # two checks ask for the same
+def _judged(files: tuple[InstalledFile, ...]) -> tuple[tuple[InstalledFile, Effective], ...]:
+    return tuple(
+        (file, handlers.merged(file))
+        for file in files
+        if file.configuration.entries or file.configuration.unlisted or file.declared is not None
+    )
