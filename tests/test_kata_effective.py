@@ -1,5 +1,6 @@
 """What counts is what the runtimes make of it, whoever wrote it and however."""
 
+import json
 import tomllib
 from typing import Any, Final
 
@@ -172,7 +173,7 @@ def flat(tables: dict[str, Any]) -> dict[tuple[str, ...], Any]:
     return dict(parse(tomli_w.dumps(tables)).values)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(with_drop_in)
 def test_a_merge_has_all_that_is_ours_and_loses_nothing_of_others(
     drawn: tuple[Runtime, dict[str, Any]],
@@ -187,7 +188,7 @@ def test_a_merge_has_all_that_is_ours_and_loses_nothing_of_others(
     assert after.settings.keys() == before.settings.keys() | ours.keys()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(with_drop_in)
 def test_what_was_merged_is_not_changed_by_the_same_again(
     drawn: tuple[Runtime, dict[str, Any]],
@@ -245,6 +246,58 @@ def test_ours_is_never_refused_loses_no_list_and_is_the_same_the_next_time(
     assert after.of_hypervisor("enable_annotations")[: len(allowed)] == allowed
     assert set(annotations) <= set(after.of_hypervisor("enable_annotations"))
     assert drop_in.render(handler, functions, before) == text
+
+
+_ANYTHING: Final[st.SearchStrategy[Any]] = st.recursive(
+    st.none().map(lambda _: False)
+    | st.booleans()
+    | st.integers(-(1 << 70), 1 << 70)
+    | st.floats()
+    | st.datetimes()
+    | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=12,
+)
+_WORDS: Final = st.sampled_from(
+    (
+        *("hypervisor", "agent", "runtime", "factory", "qemu", "clh", "kata", "x", "image", ""),
+        *("initrd", "cold_plug_vfio", "pcie_root_port", "default_memory", "experimental"),
+        *("vfio_mode", "name", "reconnect_timeout_ms", "guest_extension_images", "mem_agent"),
+    )
+)
+_TABLES: Final = st.dictionaries(
+    _WORDS, st.dictionaries(_WORDS, st.dictionaries(_WORDS, _ANYTHING) | _ANYTHING) | _ANYTHING
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(any_runtime, _TABLES, _TABLES)
+def test_whatever_toml_it_is_there_is_an_answer_that_can_be_printed(
+    runtime: Runtime, base: dict[str, Any], other: dict[str, Any]
+) -> None:
+    found = merged(runtime, tomli_w.dumps(base), n30=tomli_w.dumps(other))
+    assert all(fault.reason and fault.rule for fault in found.faults)
+    assert (
+        tomllib.loads(printing.with_origins(found)).keys()
+        == tomllib.loads(printing.toml(found)).keys()
+    )
+    file = InstalledFile(
+        name="kata",
+        config=BASE,
+        provenance=Provenance.UNKNOWN,
+        version=None,
+        configuration=configuration(tomli_w.dumps(base), n30=tomli_w.dumps(other)),
+    )
+    json.dumps(printing.document(found, file))
+    handlers.describe(file)
+
+
+@settings(deadline=None, max_examples=50)
+@given(any_runtime, st.text(max_size=40), st.text(max_size=40))
+def test_whatever_text_it_is_there_is_an_answer(runtime: Runtime, base: str, other: str) -> None:
+    found = merged(runtime, base, n30=other)
+    assert found.fatal or runtime is Runtime.GO
+    assert printing.toml(found) is not None
 
 
 # Printing

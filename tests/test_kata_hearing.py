@@ -12,6 +12,7 @@ from typing import Any, Final
 import pytest
 
 from kata_gpu.agent import node
+from kata_gpu.host.files import TEMPORARY
 from kata_gpu.host.watches import Watches
 from kata_gpu.model.kata import DROP_IN_NAME
 from kata_gpu.settings import blueprint
@@ -143,6 +144,20 @@ def test_a_changed_base_file_has_its_lists_appended_to_anew(
         with within_a_second():
             base.write_text(base.read_text().replace("pci=assign-busses", "quiet"))
             await agent.until(lambda _: 'pci=nocrs quiet a=b"' in ours.read_text())
+
+    run(kernel, events, script, SETTINGS, watches=watches)
+
+
+def test_what_a_killed_agent_left_beside_a_base_file_is_removed(
+    kernel: FakeKernel, events: Events, watches: Watches
+) -> None:
+    left = beside(kernel).parent / f"{TEMPORARY}0123456789abcdef"
+    left.write_text("[hyper")
+
+    async def script(agent: Agent) -> None:
+        await settled(agent)
+        assert not left.exists()
+        assert kernel.host.path(GO).exists()
 
     run(kernel, events, script, SETTINGS, watches=watches)
 

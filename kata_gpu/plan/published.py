@@ -147,7 +147,8 @@ def _drop_ins(
             path=base.drop_in,
             staging=base.directory,  # everything in config.d itself is read by new pods
             content=proposed.content,
-            reason=f"handler {handler.name} ({handler.runtime}) cold-plugs GPUs by it",
+            reason=f"handler {handler.name} ({handler.runtime}) "
+            + ("cold-plugs GPUs by it" if proposed.content else "must not have it as things are"),
             stays=proposed.stays,
         )
         rival = found.get(wish.path)
