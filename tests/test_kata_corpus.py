@@ -1,6 +1,7 @@
 """Each drop-in of the corpus gets the verdict that each of Kata's runtimes gives it."""
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,17 @@ class Case:
 CASES: Final = [Case(**case) for case in tomllib.loads((CORPUS / "cases.toml").read_text())["case"]]
 
 
+_NAMED: Final = re.compile(r'^(?:path|kernel|image|firmware|initrd) = "(/[^"]+)"$', re.MULTILINE)
+
+
+def make_files(root: Path, text: str) -> None:
+    """Make the kernel, the image and so on that a base file names."""
+    for match in _NAMED.finditer(text):
+        at = root / match[1].removeprefix("/")
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.touch()
+
+
 def lay_out(root: Path, case: Case, runtime: str) -> None:
     """Make the base file, and in ``config.d`` what the case has there."""
     base = root / CONFIG.removeprefix("/")
@@ -51,6 +63,7 @@ def lay_out(root: Path, case: Case, runtime: str) -> None:
     drop_ins.mkdir(parents=True)
     text = (CORPUS / "bases" / f"{BASES[case.bases, runtime]}.toml").read_text()
     base.write_text(text + case.base)
+    make_files(root, f'{text}\ninitrd = "/opt/kata/initrd"\n')
     for name, text in case.files.items():
         at = drop_ins / name
         if name.endswith("/"):

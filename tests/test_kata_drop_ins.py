@@ -148,6 +148,20 @@ def test_a_confidential_guest_needs_iommufd() -> None:
 # What is told
 
 
+def test_a_file_that_is_absent_to_us_is_told_and_does_not_keep_ours_away() -> None:
+    files = Configuration(
+        path=BASE,
+        text=base_text("qemu-nvidia-gpu"),
+        absent=frozenset({"/opt/kata/share/ovmf/OVMF.fd"}),
+    )
+    found = proposal.propose(GO, files, 1, iommufd=False)
+    assert found.content is not None
+    assert reasons(found, Severity.WARNING) == [
+        f"{BASE}: hypervisor.qemu.firmware: there is no /opt/kata/share/ovmf/OVMF.fd, and no pod "
+        f"starts without"
+    ]
+
+
 @pytest.mark.parametrize("wanted", [GO, RUST], ids=lambda h: h.runtime.value)
 def test_a_later_drop_in_that_overrides_ours_is_named_with_its_value(wanted: KataHandler) -> None:
     found = propose(wanted, n90="[hypervisor.qemu]\npcie_root_port = 2\n")

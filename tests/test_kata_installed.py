@@ -14,6 +14,7 @@ from kata_gpu.host import Host, entries
 from kata_gpu.model.blueprint import KataHandler, Runtime
 from kata_gpu.model.kata import EntryKind, InstalledFile, Provenance
 from tests.test_cli import complaint, run
+from tests.test_kata_corpus import make_files
 from tests.test_kata_effective import base_text
 
 KATA: Final = "/opt/kata/share/defaults/kata-containers"
@@ -27,6 +28,7 @@ def put(root: Path, path: str, text: str = "") -> Path:
     at = root / path.removeprefix("/")
     at.parent.mkdir(parents=True, exist_ok=True)
     at.write_text(text)
+    make_files(root, text)
     return at
 
 
@@ -309,3 +311,23 @@ def test_a_fifo_in_config_d_holds_nobody(root: Path) -> None:
     assert done.returncode == 3
     assert time.monotonic() - started < 10
     assert "it is no regular file" in done.stderr
+
+
+def test_a_kernel_that_is_not_there_is_told(root: Path) -> None:
+    (root / "opt/kata/share/kata-containers/vmlinuz-nvidia-gpu.container").unlink()
+    put(root, f"{GO.rpartition('/')[0]}/config.d/10-x.toml", '[hypervisor.qemu]\nimage = "/x"\n')
+    (root / "x").unlink()
+    done = run("kata", "show", "kata-qemu-nvidia-gpu", "--root", root)
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == [
+        f"kata-gpu: refused: {GO}: hypervisor.qemu.kernel: there is no /opt/kata/share/"
+        f"kata-containers/vmlinuz-nvidia-gpu.container, and no pod starts without",
+        f"kata-gpu: refused: {GO.rpartition('/')[0]}/config.d/10-x.toml: hypervisor.qemu.image: "
+        f"there is no /x, and no pod starts without",
+    ]
+
+
+def test_what_no_value_names_any_more_may_be_absent(root: Path) -> None:
+    put(root, f"{GO.rpartition('/')[0]}/config.d/10-x.toml", '[hypervisor.qemu]\nimage = "/x"\n')
+    (root / "opt/kata/share/kata-containers/kata-containers-nvidia-gpu.img").unlink()
+    assert run("kata", "show", "kata-qemu-nvidia-gpu", "--root", root).returncode == 0

@@ -24,6 +24,12 @@ _DISTRIBUTED: Final = ("/usr", "/etc/kata-containers")
 _DEFAULTS: Final = "share/defaults/kata-containers"
 _RUST: Final = "runtime-rs"
 _NAME: Final = re.compile(r"configuration(?:-(?P<shim>[A-Za-z0-9._-]{1,128}))?\.toml")
+_FILE: Final = re.compile(
+    r"""^[ \t]*(?:path|kernel|image|initrd|firmware|firmware_volume)[ \t]*=[ \t]*"""
+    r"""["'](/[^"'\\\n\0]{1,1024})["']""",
+    re.MULTILINE,
+)
+_FILES_MAX: Final = 64
 _FOLDERS_MAX: Final = 256
 _VERSIONS: Final = ("VERSION", "share/kata-containers/VERSION")
 _VERSION: Final = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+[A-Za-z0-9.+~-]{0,40}")
@@ -55,7 +61,21 @@ def configuration(host: Host, path: str) -> Configuration:
         reason = str(error)
     found = Configuration(path=path, text=text, reason=reason)
     held, unlisted = entries.read(found.directory, root=host.root)
-    return Configuration(path=path, text=text, reason=reason, entries=held, unlisted=unlisted)
+    texts = (text, *(entry.text for entry in held))
+    return replace(found, entries=held, unlisted=unlisted, absent=_absent(host, texts))
+
+
+def _absent(host: Host, texts: Iterable[str | None]) -> frozenset[str]:
+    """Return the files that a configuration names and that are not there, as far as one sees."""
+    named = {match[1] for text in texts for match in _FILE.finditer(text or "")}
+    return frozenset(path for path in sorted(named)[:_FILES_MAX] if not _is_there(host, path))
+
+
+def _is_there(host: Host, path: str) -> bool:
+    try:
+        return files.resolve(path, root=host.root) is not None
+    except (HostError, OSError):
+        return True  # who cannot look does not say that there is nothing
 
 
 def installed(

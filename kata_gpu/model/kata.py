@@ -14,6 +14,12 @@ DROP_IN_NAME = "60-kata-gpu.toml"
 """Our file in ``config.d``: kata-deploy owns the numbers 10 to 50 and leaves 51 to 89 to others."""
 
 
+ABSENT_FILE = "absent-file"
+"""The rule on files that the configuration names: what is absent to us need not be so to a shim
+that sees more of the host.
+"""
+
+
 class EntryKind(StrEnum):
     """What lies in ``config.d``: each runtime takes some kinds and chokes on others."""
 
@@ -51,6 +57,9 @@ class Configuration:
     entries: tuple[Entry, ...] = ()
     unlisted: str | None = None
     """Why ``config.d`` could not be listed whole; None when it was, or when it is not there."""
+
+    absent: frozenset[str] = frozenset()
+    """Paths of a kernel, an image or the like that the texts name and where no file is."""
 
     @property
     def directory(self) -> str:

@@ -16,7 +16,7 @@ from tests import memory
 from tests.bench import timing
 from tests.fit_node import dress
 from tests.kernel import nodes
-from tests.test_kata_corpus import CORPUS
+from tests.test_kata_corpus import CORPUS, make_files
 
 _HANDLERS: Final = 30
 _CONFIGURED: Final = 8
@@ -68,6 +68,7 @@ def _build(root: Path) -> None:
         path = root / _KATA / folder / shim / f"configuration-{shim}.toml"
         (path.parent / "config.d").mkdir(parents=True)
         path.write_text(_with_comments((CORPUS / "bases" / f"{base}.toml").read_text(), shim))
+        make_files(root, path.read_text())
         for name in ("30-kernel-params.toml", "60-kata-gpu.toml"):
             (path.parent / "config.d" / name).write_text("[runtime]\nenable_debug = true\n")
         if number < _CONFIGURED:

@@ -125,6 +125,9 @@ class Dialect:
     required: tuple[tuple[str, str], ...]
     """Table and key without which it starts no pod."""
 
+    paths: tuple[str, ...]
+    """Keys of the hypervisor that name a file without which no pod starts."""
+
     empty: tuple[tuple[str, str], ...]
     """Table and key of arrays in which it takes no entry."""
 
@@ -163,6 +166,7 @@ _RUNTIME_BOOLS: Final = """
     enable_debug enable_tracing disable_new_netns disable_guest_seccomp enable_vcpus_pinning
     sandbox_cgroup_only static_sandbox_resource_mgmt enable_pprof"""
 
+_FILES: Final = ("path", "kernel", "image", "initrd", "firmware")
 _VFIO_MODES: Final = Choice(table="runtime", key="vfio_mode", words=("vfio", "guest-kernel"))
 _EMPTY_DIRS: Final = Choice(
     table="runtime", key="emptydir_mode", words=("shared-fs", "block-encrypted", "block-plain")
@@ -240,6 +244,7 @@ GO: Final = Dialect(
     ),
     bounds=(),
     required=(),
+    paths=(*_FILES, "firmware_volume"),
     empty=(("runtime", "experimental"),),  # no feature is registered
 )
 
@@ -315,6 +320,7 @@ RUST: Final = Dialect(
         Bound(key="reconnect_timeout_ms", not_below="dial_timeout_ms", default=3000),
     ),
     required=(("runtime", "name"), ("runtime", "hypervisor_name"), ("runtime", "agent_name")),
+    paths=_FILES,
     empty=(),
 )
 

@@ -52,7 +52,7 @@ def merge(configuration: Configuration, dialect: Dialect) -> Effective:
         hypervisors=tuple(draft.hypervisors),
         faults=(),
     )
-    faults = (*draft.faults, *rules.judge(found, dialect, draft.hypervisors, configuration.path))
+    faults = (*draft.faults, *rules.judge(found, dialect, draft.hypervisors, configuration))
     return replace(found, faults=faults)
 
 

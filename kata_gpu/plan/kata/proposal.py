@@ -14,7 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kata_gpu.model.blueprint import KataHandler
-from kata_gpu.model.kata import DROP_IN_NAME, Configuration, Effective, Fault, Tee
+from kata_gpu.model.kata import (
+    ABSENT_FILE,
+    DROP_IN_NAME,
+    Configuration,
+    Effective,
+    Fault,
+    Tee,
+)
 from kata_gpu.model.plan import Finding, Severity
 from kata_gpu.model.unit import UnitState
 from kata_gpu.plan.kata import drop_in, effective, handlers
@@ -47,17 +54,19 @@ def propose(
     others = effective.merge(configuration.without(DROP_IN_NAME), dialect)
     before = effective.merge(configuration.without(DROP_IN_NAME).before(DROP_IN_NAME), dialect)
     foreign = tuple(_of_others(handler, others))
-    if others.fatal:
-        refused = tuple(_refused(handler, fault, _MEND) for fault in others.fatal)
+    fatal = _certain(others)
+    if fatal:
+        refused = tuple(_refused(handler, fault, _MEND) for fault in fatal)
         return Proposal(content=None, stays=True, findings=(*refused, *foreign))
     forbidden = _forbidden(handler, others, iommufd=iommufd)
     if forbidden is not None:
         return Proposal(content=None, stays=False, findings=(forbidden, *foreign))
     content = drop_in.render(handler, functions, before)
     merged = effective.merge(configuration.with_drop_in(DROP_IN_NAME, content), dialect)
-    if merged.fatal:
+    fatal = _certain(merged)
+    if fatal:
         remedy = "change the blueprint's handler, or what it does not go with"
-        refused = tuple(_refused(handler, fault, remedy) for fault in merged.fatal)
+        refused = tuple(_refused(handler, fault, remedy) for fault in fatal)
         return Proposal(content=None, stays=False, findings=(*refused, *foreign))
     ours = f"{configuration.directory}/{DROP_IN_NAME}"
     findings = (
@@ -66,6 +75,11 @@ def propose(
         *_overridden(handler, functions, before, merged, ours),
     )
     return Proposal(content=content, stays=False, findings=findings)
+
+
+def _certain(found: Effective) -> tuple[Fault, ...]:
+    """Return the faults with which no pod starts, less what may be only absent to us."""
+    return tuple(fault for fault in found.fatal if fault.rule != ABSENT_FILE)
 
 
 def _unheard(handler: KataHandler, merged: Effective) -> Iterable[Finding]:
@@ -102,9 +116,11 @@ def _forbidden(handler: KataHandler, others: Effective, *, iommufd: bool) -> Fin
 
 
 def _of_others(handler: KataHandler, others: Effective) -> Iterable[Finding]:
-    """Tell of what the runtime ignores or changes in drop-ins of others, and of strays."""
+    """Tell what the runtime ignores or changes, what is a stray, and what is named and absent."""
     for fault in others.faults:
-        if not fault.is_fatal and "/config.d/" in fault.file:
+        if fault.rule == ABSENT_FILE:
+            yield _warning(handler, str(fault), "install it, or correct the file that names it")
+        elif not fault.is_fatal and "/config.d/" in fault.file:
             yield _warning(handler, str(fault), _MEND)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from kata_gpu.model.kata import Effective, Fault, Key, name_bytes
+from kata_gpu.model.kata import ABSENT_FILE, Configuration, Effective, Fault, Key, name_bytes
 from kata_gpu.plan.kata.dialect import Bound, Clamp, Clash, Dialect
 
 _AGENT: Final = "kata"
@@ -15,13 +15,17 @@ _NO_PORT: Final = "this hypervisor has no port for VFIO"
 
 
 def judge(
-    found: Effective, dialect: Dialect, hypervisors: Mapping[str, str], base: str
+    found: Effective,
+    dialect: Dialect,
+    hypervisors: Mapping[str, str],
+    configuration: Configuration,
 ) -> Iterable[Fault]:
     """Yield what is wrong with the merged values.
 
-    *hypervisors* says in which file each hypervisor table is first; *base* is blamed for what
-    is nowhere.
+    *hypervisors* says in which file each hypervisor table is first; the base file is blamed for
+    what is nowhere.
     """
+    base = configuration.path
     if dialect.takes_one_hypervisor and len(hypervisors) > 1:
         names, files = ", ".join(hypervisors), list(hypervisors.values())
         reason = f"hypervisors {names} are all configured, and which one counts is left to chance"
@@ -32,6 +36,7 @@ def judge(
     yield from _empty(found, dialect)
     for name in hypervisors:
         yield from _ports(found, dialect, name)
+        yield from _absent(found, dialect, name, configuration.absent)
         for clash in dialect.clashes:
             yield from _clashing(found, clash, name, base)
         for clamp in dialect.clamps:
@@ -78,6 +83,17 @@ def _ports(found: Effective, dialect: Dialect, hypervisor: str) -> Iterable[Faul
             dialect.port_machines is None or machine in dialect.port_machines
         ):
             yield _at(found, key, "choice", f'"{value}" is none of {", ".join(words)}')
+
+
+def _absent(
+    found: Effective, dialect: Dialect, hypervisor: str, absent: frozenset[str]
+) -> Iterable[Fault]:
+    for name in dialect.paths:
+        key = ("hypervisor", hypervisor, name)
+        value = found.value(*key)
+        if value in absent:
+            reason = f"there is no {value}, and no pod starts without"
+            yield _at(found, key, ABSENT_FILE, reason)
 
 
 def _clashing(found: Effective, clash: Clash, hypervisor: str, base: str) -> Iterable[Fault]:
