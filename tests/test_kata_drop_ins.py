@@ -12,7 +12,8 @@ from typing import Final
 import pytest
 
 from kata_gpu.model.blueprint import KataHandler, Runtime
-from kata_gpu.model.kata import DROP_IN_NAME, Configuration, Entry, EntryKind
+from kata_gpu.model.inventory import DROP_IN_NAME
+from kata_gpu.model.kata import Configuration, Entry, EntryKind
 from kata_gpu.model.plan import Severity
 from kata_gpu.plan.kata import proposal
 from kata_gpu.plan.kata.proposal import Proposal

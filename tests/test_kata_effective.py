@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kata_gpu.model.blueprint import KataHandler, Runtime
+from kata_gpu.model.inventory import DROP_IN_NAME
 from kata_gpu.model.kata import (
-    DROP_IN_NAME,
     Configuration,
     Effective,
     Entry,

@@ -14,7 +14,7 @@ import pytest
 from kata_gpu.agent import node
 from kata_gpu.host.files import TEMPORARY
 from kata_gpu.host.watches import Watches
-from kata_gpu.model.kata import DROP_IN_NAME
+from kata_gpu.model.inventory import DROP_IN_NAME
 from kata_gpu.settings import blueprint
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel

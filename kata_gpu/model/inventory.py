@@ -3,14 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING, Final
 
 from kata_gpu.model.holder import Holder
 from kata_gpu.model.iommu import IommuGroup
-from kata_gpu.model.kata import DROP_IN_NAME, Configuration
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.platform import Platform
 from kata_gpu.model.vfio import VfioDriver
+
+if TYPE_CHECKING:
+    from kata_gpu.model.kata import Configuration
+
+DROP_IN_NAME: Final = "60-kata-gpu.toml"
+"""Our file in ``config.d``: kata-deploy owns the numbers 10 to 50 and leaves 51 to 89 to others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +83,7 @@ class Inventory:
     vfio_drivers: tuple[VfioDriver, ...] = ()
     """For each function but bridges, by address; empty where they were not looked for."""
 
-    configurations: tuple[Configuration, ...] = ()
+    configurations: "tuple[Configuration, ...]" = ()
     """Of *kata*, each real base file once."""
 
     def by_address(self) -> dict[PciAddress, PciFunction]:

@@ -10,10 +10,6 @@ from kata_gpu.model.blueprint import Runtime
 Key = tuple[str, ...]
 """Where a value is: ``("hypervisor", "qemu", "kernel")``."""
 
-DROP_IN_NAME = "60-kata-gpu.toml"
-"""Our file in ``config.d``: kata-deploy owns the numbers 10 to 50 and leaves 51 to 89 to others."""
-
-
 ABSENT_FILE = "absent-file"
 """The rule on files that the configuration names: what is absent to us need not be so to a shim
 that sees more of the host.

@@ -7,7 +7,6 @@ from kata_gpu.model.blueprint import Blueprint, KataHandler
 from kata_gpu.model.inventory import FileContent, Inventory
 from kata_gpu.model.plan import Finding, RemoveFile, Severity, Step, WriteFile
 from kata_gpu.plan import cdi
-from kata_gpu.plan.kata import proposal
 
 Offers = Mapping[str, Mapping[str, tuple[str, ...]]]
 """Device nodes of each unit, by resource and unit id."""
@@ -125,6 +124,10 @@ def _spec(kind: str, devices: Mapping[str, tuple[str, ...]], cdi_directory: str)
 def _drop_ins(
     blueprint: Blueprint, inventory: Inventory, passengers: int
 ) -> tuple[tuple[Wish, ...], tuple[Finding, ...]]:
+    if not blueprint.handlers:
+        return (), ()
+    from kata_gpu.plan.kata import proposal  # noqa: PLC0415 - a release knows no handler
+
     found: dict[str, Wish] = {}
     findings: list[Finding] = []
     bases = {base.handler: base for base in inventory.kata}

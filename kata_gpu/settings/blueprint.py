@@ -9,7 +9,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from kata_gpu.model import blueprint as model
 from kata_gpu.model.blueprint import Blueprint, Drift, KataHandler, Mode, Pool, Runtime, Selector
 from kata_gpu.model.pci import PciAddress
-from kata_gpu.plan.kata.dialect import DIALECTS
 from kata_gpu.settings import toml_file
 from kata_gpu.settings.toml_file import AbsolutePath, Table
 
@@ -226,6 +225,8 @@ class HandlerTable(Table):
 
     @model_validator(mode="after")
     def _has_ports(self) -> Self:
+        from kata_gpu.plan.kata.dialect import DIALECTS  # noqa: PLC0415 - for who has handlers
+
         limit = DIALECTS[self.runtime].root_ports_max
         if self.pcie_root_ports is not None and self.pcie_root_ports > limit:
             raise ValueError(

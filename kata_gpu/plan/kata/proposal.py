@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kata_gpu.model.blueprint import KataHandler
+from kata_gpu.model.inventory import DROP_IN_NAME
 from kata_gpu.model.kata import (
     ABSENT_FILE,
-    DROP_IN_NAME,
     Configuration,
     Effective,
     Fault,
