@@ -399,12 +399,3 @@ def test_many_faults_of_one_handler_are_counted() -> None:
     found = answers(kata(text), "kata-configuration")
     assert [a.grade for a in found] == [*[ERROR] * 5, INFO]
     assert found[-1].found == "4 more in the files of handler kata"
-
-
-def test_a_base_file_that_nobody_asks_for_is_not_looked_into() -> None:
-    (file,) = kata("").kata  # type: ignore[misc]
-    broken = replace(file.configuration, text="no TOML", entries=())
-    lone = replace(FIT, kata=(replace(file, declared=None, configuration=broken),))
-    assert [a.grade for a in answers(lone, "kata-configuration")] == [OK]
-    asked = replace(FIT, kata=(replace(file, configuration=broken),))
-    assert [a.grade for a in answers(asked, "kata-configuration")] == [ERROR]

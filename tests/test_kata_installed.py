@@ -331,3 +331,15 @@ def test_what_no_value_names_any_more_may_be_absent(root: Path) -> None:
     put(root, f"{GO.rpartition('/')[0]}/config.d/10-x.toml", '[hypervisor.qemu]\nimage = "/x"\n')
     (root / "opt/kata/share/kata-containers/kata-containers-nvidia-gpu.img").unlink()
     assert run("kata", "show", "kata-qemu-nvidia-gpu", "--root", root).returncode == 0
+
+
+def test_who_looks_for_harm_reads_no_file_that_is_as_it_was_installed(root: Path) -> None:
+    put(root, f"{RUST.rpartition('/')[0]}/config.d/10-x.toml")
+    put(root, f"{SNP.rpartition('/')[0]}/config.d")
+    (root / GO.removeprefix("/")).with_name("config.d").mkdir()
+    host = Host.at(root)
+    assert {file.configuration.path for file in discover.touched(host)} == {RUST, SNP}
+    wanted = KataHandler(name="x", runtime=Runtime.GO, config=GO)
+    found = {f.configuration.path: f for f in discover.touched(host, (), (wanted,))}
+    assert set(found) == {RUST, SNP, GO}
+    assert found[GO].configuration.text == base_text("qemu-nvidia-gpu")

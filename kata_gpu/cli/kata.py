@@ -9,7 +9,7 @@ from kata_gpu.cli import configuration, context, output
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.discover import kata as discover
 from kata_gpu.errors import HostError, KataGpuError
-from kata_gpu.host import Host, paths
+from kata_gpu.host import Host
 from kata_gpu.model.blueprint import KataHandler
 from kata_gpu.model.kata import Handler, InstalledFile
 from kata_gpu.plan.kata import handlers, printing
@@ -29,7 +29,8 @@ def kata(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace, host: Host) -> int:
     """Print every handler; exit with 3 when a runtime would start no pod of one."""
-    files = _installed(options, host, _declared(options, host))
+    prefixes = configuration.settings(options).kata_prefixes
+    files = discover.installed(host, prefixes, _declared(options, host))
     found = [handlers.describe(file) for file in files]
     if options.output in {"json", "yaml"}:
         from kata_gpu.observe.document import document  # noqa: PLC0415 - for these alone
@@ -91,12 +92,12 @@ def _chosen(
         return _there(host, discover.declared(host, named), named.config)
     if asked.startswith("/"):
         return _there(host, discover.undeclared(host, asked), asked)
-    found = _installed(options, host, ())
+    found = discover.places(host, configuration.settings(options).kata_prefixes)
     chosen = next((file for file in found if file.name == asked), None)
     if chosen is None:
         names = ", ".join(dict.fromkeys(file.name for file in found)) or "none"
         raise HostError(f"cannot show {asked}: there is no such handler (there are: {names})")
-    return chosen
+    return discover.read(host, chosen)
 
 
 def _there(host: Host, file: InstalledFile | None, config: str) -> InstalledFile:
@@ -105,26 +106,20 @@ def _there(host: Host, file: InstalledFile | None, config: str) -> InstalledFile
     return file
 
 
-def _installed(
-    options: argparse.Namespace, host: Host, known: tuple[KataHandler, ...]
-) -> tuple[InstalledFile, ...]:
-    prefixes = configuration.settings(options).kata_prefixes
-    return discover.installed(host, prefixes, known)
-
-
 def _declared(options: argparse.Namespace, host: Host) -> tuple[KataHandler, ...]:
     """Return the blueprint's handlers; none, with a word on it, where it cannot be used."""
     found = configuration.settings(options)
     path = configuration.blueprint_path(options, found)
     try:
-        if options.blueprint is not None and paths.status(path) is None:
-            raise HostError(f"cannot read {path}: it does not exist")
-        return declarations.load(path)
+        known = declarations.load(path)
     except KataGpuError as error:
         if options.blueprint is not None:
             raise
         _complain([f"note: {error}; this goes on without it"])
         return ()
+    if known is None and options.blueprint is not None:
+        raise HostError(f"cannot read {path}: it does not exist")
+    return known or ()
 
 
 def _complain(lines: Iterable[str]) -> None:

@@ -78,10 +78,10 @@ def _is_there(host: Host, path: str) -> bool:
         return True  # who cannot look does not say that there is nothing
 
 
-def installed(
+def places(
     host: Host, prefixes: Iterable[str] = (), handlers: Iterable[KataHandler] = ()
 ) -> tuple[InstalledFile, ...]:
-    """Return every base file below the usual prefixes and *prefixes*, each real file once.
+    """Return every base file below the usual prefixes and *prefixes*, each real file once, unread.
 
     And those of the blueprint's *handlers*, wherever they are, with the blueprint's name and
     word on the runtime.
@@ -100,23 +100,49 @@ def installed(
     return tuple(sorted(found.values(), key=lambda file: (file.name, file.config)))
 
 
+def installed(
+    host: Host, prefixes: Iterable[str] = (), handlers: Iterable[KataHandler] = ()
+) -> tuple[InstalledFile, ...]:
+    """Return what *places* does, read."""
+    return tuple(read(host, file) for file in places(host, prefixes, handlers))
+
+
+def touched(
+    host: Host, prefixes: Iterable[str] = (), handlers: Iterable[KataHandler] = ()
+) -> tuple[InstalledFile, ...]:
+    """Return the base files, read, that a handler of the blueprint has or with something beside.
+
+    The others are as their installation left them.
+    """
+    return tuple(
+        read(host, file)
+        for file in places(host, prefixes, handlers)
+        if file.declared is not None
+        or entries.has_any(file.configuration.directory, root=host.root)
+    )
+
+
+def read(host: Host, file: InstalledFile) -> InstalledFile:
+    """Return a base file of *places* with its texts."""
+    return replace(file, configuration=configuration(host, file.configuration.path))
+
+
 def declared(host: Host, handler: KataHandler) -> InstalledFile | None:
-    """Return the base file of one of the blueprint's handlers; None where there is none."""
+    """Return the base file of one of the blueprint's handlers, read; None where there is none."""
     found: dict[str, InstalledFile] = {}
     _declare(host, found, handler)
-    return next(iter(found.values()), None)
+    return next((read(host, file) for file in found.values()), None)
 
 
 def undeclared(host: Host, config: str) -> InstalledFile | None:
-    """Return the base file at a path that nobody named before; None where there is none."""
+    """Return the base file at a path that nobody named before, read; None where there is none."""
     found: dict[str, InstalledFile] = {}
     _add(host, found, config.rpartition("/")[2], config, Provenance.UNKNOWN, None)
-    return next(iter(found.values()), None)
+    return next((read(host, file) for file in found.values()), None)
 
 
 def _declare(host: Host, found: dict[str, InstalledFile], handler: KataHandler) -> None:
-    _add(host, found, handler.name, handler.config, Provenance.BLUEPRINT, None)
-    real = find(host, handler.name, handler.config).file
+    real = _add(host, found, handler.name, handler.config, Provenance.BLUEPRINT, None)
     if real is not None and found[real].declared is None:
         found[real] = replace(found[real], name=handler.name, declared=handler.runtime)
 
@@ -128,7 +154,8 @@ def _add(
     path: str,
     provenance: Provenance,
     version: str | None,
-) -> None:
+) -> str | None:
+    """Add a base file, unless it is known by another path; return where it really is."""
     real = find(host, name, path).file
     if real is not None and real not in found:
         found[real] = InstalledFile(
@@ -136,8 +163,9 @@ def _add(
             config=path,
             provenance=provenance,
             version=version,
-            configuration=configuration(host, real),
+            configuration=Configuration(path=real, text=None, reason="it was not read"),
         )
+    return real
 
 
 def _deployed(host: Host) -> Iterator[str]:

@@ -47,6 +47,16 @@ def read(directory: str, *, root: Path) -> tuple[tuple[Entry, ...], str | None]:
     return tuple(kept), excess
 
 
+def has_any(directory: str, *, root: Path) -> bool:
+    """Tell whether an absolute *directory* holds anything, or is such that nobody can say."""
+    try:
+        return bool(os.listdir(root / directory.removeprefix("/")))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
 def text(path: str, *, root: Path) -> str:
     """Return the text of a regular file at an absolute real *path*, no link followed at its end.
 

@@ -254,4 +254,4 @@ class NodeFacts:
 
     agent: AgentFacts
     kata: tuple[InstalledFile, ...] | Unknown = ()
-    """Base files of Kata's handlers, with what lies beside each."""
+    """Base files of Kata's handlers: those that the blueprint names, or with something beside."""

@@ -18,8 +18,8 @@ _MAX_BYTES: Final = 1 << 20
 _RUNTIMES: Final = {runtime.value: runtime for runtime in Runtime}
 
 
-def load(path: Path) -> tuple[KataHandler, ...]:
-    """Return the handlers of the blueprint at *path*; none where there is no such file.
+def load(path: Path) -> tuple[KataHandler, ...] | None:
+    """Return the handlers of the blueprint at *path*; None where there is no such file.
 
     Raises:
         InvalidBlueprint: it cannot be read, or is not TOML.
@@ -28,8 +28,10 @@ def load(path: Path) -> tuple[KataHandler, ...]:
         text = files.read(path, max_bytes=_MAX_BYTES)
     except HostError as error:
         raise InvalidBlueprint(str(error)) from error
+    if text is None:
+        return None
     try:
-        found = tomllib.loads(text or "")
+        found = tomllib.loads(text)
     except ValueError as error:
         raise InvalidBlueprint(f"cannot use {path}: not TOML: {error}") from error
     except RecursionError as error:

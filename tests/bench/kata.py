@@ -1,8 +1,9 @@
 """``kata-gpu kata`` and ``doctor`` on a node with 30 handlers, 8 of them in the blueprint.
 
-Each handler has a base file as long as Kata's own, with its comments, and two drop-ins. Wall
-times are those of whole processes; the processor's time beside them is what is left of them on a
-machine that does nothing else.
+Each handler has a base file as long as Kata's own, with its comments, and those in the blueprint
+have two drop-ins; the others' folders are empty, as kata-deploy leaves them. Wall times are those
+of whole processes; the processor's time beside them is what is left of them on a machine that does
+nothing else.
 """
 
 import resource
@@ -69,7 +70,8 @@ def _build(root: Path) -> None:
         (path.parent / "config.d").mkdir(parents=True)
         path.write_text(_with_comments((CORPUS / "bases" / f"{base}.toml").read_text(), shim))
         make_files(root, path.read_text())
-        for name in ("30-kernel-params.toml", "60-kata-gpu.toml"):
+        drop_ins = ("30-kernel-params.toml", "60-kata-gpu.toml")
+        for name in drop_ins if number < _CONFIGURED else ():
             (path.parent / "config.d" / name).write_text("[runtime]\nenable_debug = true\n")
         if number < _CONFIGURED:
             tables.append(

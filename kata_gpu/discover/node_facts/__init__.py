@@ -36,5 +36,5 @@ def collect(
         cdi=known(lambda: cdi.read(host, cdi_directory)),
         driverctl=known(lambda: paths.names(host.path("/etc/driverctl.d"))),
         agent=agent,
-        kata=known(lambda: kata.installed(host, kata_prefixes, handlers)),
+        kata=known(lambda: kata.touched(host, kata_prefixes, handlers)),
     )

@@ -1,7 +1,6 @@
 """Kata's configuration: what a runtime refuses in a base file or beside it stops every pod.
 
-Files of others are named with what to do, and never changed. A base file that nobody asks for
-and that has nothing beside it is as its installation left it, and is not looked into.
+Files of others are named with what to do, and never changed.
 """
 
 from collections.abc import Iterable
@@ -33,7 +32,7 @@ def configuration(facts: NodeFacts) -> Iterable[Answer]:
         if len(faults) > _SHOWN:
             yield info(f"{len(faults) - _SHOWN} more in the files of handler {file.name}")
     if not any(effective.fatal for _, effective in found):
-        yield ok(f"{len(facts.kata)} handlers")
+        yield ok(f"{len(found)} handlers that are in the blueprint or were changed")
 
 
 def drop_ins(facts: NodeFacts) -> Iterable[Answer]:
@@ -60,8 +59,4 @@ def drop_ins(facts: NodeFacts) -> Iterable[Answer]:
 
 @lru_cache(maxsize=1)  # two checks ask for the same
 def _judged(files: tuple[InstalledFile, ...]) -> tuple[tuple[InstalledFile, Effective], ...]:
-    return tuple(
-        (file, handlers.merged(file))
-        for file in files
-        if file.configuration.entries or file.configuration.unlisted or file.declared is not None
-    )
+    return tuple((file, handlers.merged(file)) for file in files)
