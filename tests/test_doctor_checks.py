@@ -5,7 +5,9 @@ from typing import Any, Final, get_args, get_type_hints
 
 import pytest
 
+from kata_gpu.model.blueprint import Runtime
 from kata_gpu.model.doctor import Check, Grade
+from kata_gpu.model.kata import Configuration, Entry, EntryKind, InstalledFile, Provenance
 from kata_gpu.model.node_facts import (
     AgentPart,
     BrokenCdiFile,
@@ -53,6 +55,26 @@ def process(**changes: Any) -> NodeFacts:
 def lock(limit_bytes: int, *, may_exceed: bool) -> NodeFacts:
     found = MemoryLock(program="crio", limit_bytes=limit_bytes, may_exceed=may_exceed)
     return process(memory_locks=(found,))
+
+
+def kata(
+    text: str | None, *, name: str = "90-x.toml", declared: Runtime | None = Runtime.GO
+) -> NodeFacts:
+    """Return the fit node with a Kata handler that has something beside its base file."""
+    entry = Entry(
+        name=name, kind=EntryKind.FILE, text=text, reason=None if text else "cannot read it"
+    )
+    found = InstalledFile(
+        name="kata",
+        config="/opt/kata/configuration.toml",
+        provenance=Provenance.KATA_DEPLOY,
+        version=None,
+        configuration=Configuration(
+            path="/opt/kata/configuration.toml", text="[hypervisor.qemu]\n", entries=(entry,)
+        ),
+        declared=declared,
+    )
+    return replace(FIT, kata=(found,))
 
 
 def state(**changes: Any) -> NodeFacts:
@@ -273,6 +295,12 @@ ROWS: Final = [
             (line("nomodule"), WARNING, "nomodule"),
         )
     ),
+    ("kata-configuration", kata("no TOML"), ERROR, "/opt/kata/config.d/90-x.toml: not TOML"),
+    ("kata-configuration", kata("no TOML", declared=None), WARNING, "90-x.toml: not TOML"),
+    ("kata-configuration", kata("[agent.kata]\nno = 1\n"), ERROR, "90-x.toml: agent.kata.no"),
+    ("kata-configuration", kata(None), ERROR, "90-x.toml: cannot read it"),
+    ("kata-drop-ins", kata("[runtime]\nno = 1\n"), WARNING, "90-x.toml: runtime.no"),
+    ("kata-drop-ins", kata("", name=".x.swp"), WARNING, "config.d/.x.swp: it is read"),
 ]  # fmt: skip
 NOTHING_TO_MEND: Final = {"hugepages", "confidential-computing", "cdi-leftovers"}
 
@@ -364,3 +392,10 @@ def test_facts_at_every_depth_can_be_unknown() -> None:
 
 def test_the_order_is_that_of_the_checks_and_others_are_left_out() -> None:
     assert [a.id for a in doctor.judge(FIT, ["sysfs", "iommu"])] == ["iommu", "sysfs"]
+
+
+def test_many_faults_of_one_handler_are_counted() -> None:
+    text = "[hypervisor.qemu]\n" + "".join(f"no{n} = 1\n" for n in range(9))
+    found = answers(kata(text), "kata-configuration")
+    assert [a.grade for a in found] == [*[ERROR] * 5, INFO]
+    assert found[-1].found == "4 more in the files of handler kata"

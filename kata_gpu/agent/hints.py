@@ -137,6 +137,7 @@ def paths_to_watch(host: Host, settings: Settings, state: NodeState) -> tuple[Pa
         host.path(settings.cdi_directory),
         *(host.path(file).parent for file in state.files),
         *(host.path(base.config) for base in state.kata),
+        *(host.path(f"{base.directory}/config.d") for base in state.kata if base.directory),
         *(path for unit in state.units for path in _of_unit(host, unit)),
     )
 

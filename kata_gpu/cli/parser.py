@@ -28,6 +28,7 @@ a first look at a node:
   kata-gpu apply                     do it, after asking
   kata-gpu status                    what the running agent says
   kata-gpu explain 0000:41:00.0      why is this GPU not available, and what to do
+  kata-gpu kata list                 which Kata handlers are here
   kata-gpu release --all             give everything back
 
 files: /etc/kata-gpu/agent.toml (optional), /etc/kata-gpu/blueprint.toml
@@ -236,6 +237,57 @@ def _add_run(verbs: _Verbs, name: str) -> None:
     _add_blueprint(parser)
 
 
+def _add_kata(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
+        verbs,
+        name,
+        "kata",
+        "show Kata's handlers, and what configuration counts for each",
+        "Find Kata's installations, and merge a handler's base file with the drop-ins in its "
+        "config.d as its runtime does. Changes nothing and needs no agent.",
+        is_leaf=False,
+    )
+    words = parser.add_subparsers(
+        title="words", metavar="WORD", dest="word", required=True, prog=parser.prog
+    )
+    listing = _word(
+        words,
+        parser,
+        "list",
+        "every handler of this node",
+        "Show every base file that is installed, behind links each once: its runtime by what it "
+        "holds, its version where the installation says it, whether its guests are confidential, "
+        "and whether the blueprint configures it. Exits 3 when the files of one are such that its "
+        "runtime would start no pod.",
+    )
+    _add_blueprint(listing)
+    _add_output(listing)
+    show = _word(
+        words,
+        parser,
+        "show",
+        "what counts for one handler",
+        "Print a handler's effective configuration: the base file and all of config.d, merged as "
+        "its runtime merges them. What it refuses, changes or ignores is told on standard error. "
+        "Exits 3 when it would start no pod. For example: "
+        "kata-gpu kata show kata-qemu-nvidia-gpu --origin",
+    )
+    show.add_argument("handler", metavar="HANDLER|PATH", help="its name, or its base file's path")
+    show.add_argument("--origin", action="store_true", help="say of each value which file it is of")
+    _add_blueprint(show)
+    _add_output(show)
+
+
+def _word(
+    words: _Verbs, verb: argparse.ArgumentParser, name: str, summary: str, description: str
+) -> argparse.ArgumentParser:
+    """Add the second word of a verb, with the options that every verb takes."""
+    parser = words.add_parser(name, help=summary, description=description, formatter_class=_Help)
+    parser.set_defaults(verb=verb.get_default("verb"), log_level=None)
+    _add_common(parser)
+    return parser
+
+
 def _add_completion(verbs: _Verbs, name: str) -> None:
     parser = _verb(
         verbs,
@@ -253,7 +305,10 @@ def _verb(
     module: str,
     summary: str,
     description: str,
-) -> argparse.ArgumentParser:
+    *,
+    is_leaf: bool = True,
+) -> _Parser:
+    """Add a verb; one that is no leaf leaves the options to its words."""
     parser = verbs.add_parser(name, help=summary, description=description, formatter_class=_Help)
 
     def call(options: argparse.Namespace) -> int:
@@ -261,6 +316,12 @@ def _verb(
         return verb(options)
 
     parser.set_defaults(verb=call, log_level=None)
+    if is_leaf:
+        _add_common(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="log every detail")
     parser.add_argument(
         "--root",
@@ -275,7 +336,6 @@ def _verb(
         metavar="FILE",
         help="the agent's settings (default: /etc/kata-gpu/agent.toml, if it is there)",
     )
-    return parser
 
 
 def _address(text: str) -> "PciAddress":
@@ -314,5 +374,6 @@ _VERBS: Final = {
     "release": _add_release,
     "clear": _add_clear,
     "run": _add_run,
+    "kata": _add_kata,
     "completion": _add_completion,
 }

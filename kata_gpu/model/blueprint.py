@@ -123,6 +123,46 @@ class KataHandler:
     pcie_root_ports: int | None = None
     """Fixed number of root ports; None to have as many as the units need."""
 
+    cold_plug_vfio: str = "root-port"
+    hot_plug_vfio: str = "no-port"
+    """Of the Go runtime, which refuses both together; runtime-rs has it not."""
+
+    vfio_mode: str = "guest-kernel"
+    memory_mib: int | None = None
+    """Memory of a VM before its containers ask for theirs; None to leave it as it is."""
+
+    kernel_params: tuple[str, ...] = ()
+    """Appended to those that hold without us; never for confidential guests, whose measurement
+    they would change.
+    """
+
+    enable_annotations: tuple[str, ...] = ()
+    """Appended to those that hold without us."""
+
+    dial_timeout_s: int | None = None
+    """How long a VM's agent is waited for, in all; None, here and below, to leave it as it is."""
+
+    create_container_timeout_s: int | None = None
+    cdh_api_timeout_s: int | None = None
+    launch_process_timeout_s: int | None = None
+
+    confidential: str | None = None
+    """``snp``, ``tdx`` or ``none``; None to go by the name."""
+
+    @property
+    def tee(self) -> str:
+        """The trusted environment that it is for, by the blueprint's word: snp, tdx or none."""
+        return self.confidential or tee_of(self.name)
+
+
+def tee_of(name: str) -> str:
+    """Return the trusted environment that a handler's name speaks of: snp, tdx or none.
+
+    Kata's names have it as a word: ``kata-qemu-nvidia-gpu-snp-runtime-rs``.
+    """
+    words = name.split("-")
+    return next((tee for tee in ("snp", "tdx") if tee in words), "none")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:

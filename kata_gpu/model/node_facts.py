@@ -7,6 +7,7 @@ must not look sound.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kata_gpu.model.kata import InstalledFile
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.platform import Platform
 
@@ -252,3 +253,5 @@ class NodeFacts:
     """Devices that driverctl gives to a driver at boot."""
 
     agent: AgentFacts
+    kata: tuple[InstalledFile, ...] | Unknown = ()
+    """Base files of Kata's handlers: those that the blueprint names, or with something beside."""

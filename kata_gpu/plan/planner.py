@@ -326,7 +326,7 @@ class _Draft:
             if not steps.is_so(wish) and self._objects(objections.file(now, wish.path)):
                 settled.add(wish.path)
                 continue
-            if wish.content is not None:
+            if wish.content is not None or wish.stays:
                 settled.add(wish.path)
             steps.fulfil(wish, tuple(sorted(numbers[u] for u in wish.units & numbers.keys())))
         stale = (path for path in now.ledger.files if path not in settled)

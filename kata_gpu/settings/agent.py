@@ -21,6 +21,9 @@ class Settings:
     socket: str = "/run/kata-gpu/status.sock"
     socket_mode: int = 0o660
     cdi_directory: str = "/var/run/cdi"
+    kata_prefixes: tuple[str, ...] = ()
+    """Where else than below /opt/kata, /opt/kata-* and /usr Kata is installed."""
+
     rescan_interval_s: float = 60.0
     """How long the agent trusts that it missed no event."""
 
