@@ -27,6 +27,7 @@ def inventory(options: argparse.Namespace) -> int:
         from kata_gpu.observe.document import document  # noqa: PLC0415 - for these alone
 
         body = document(found)
+        del body["cdi"]  # which is kata-gpu cdi's matter, and was not looked for
         body["verdicts"] = document(tuple(verdicts.values()))
         print(output.dump(body, options.output))
     else:

@@ -35,6 +35,14 @@ exit status: 0 in order or done, 1 failed, 2 plan has steps, 3 refused, unfit or
 64 wrong usage
 """
 
+_CDI_EPILOG: Final = """\
+for example:
+  kata-gpu cdi validate                        every file that a runtime reads
+  kata-gpu cdi validate ./nvidia.yaml          one file, before it is put there
+  kata-gpu cdi validate --runtime go -o json   for a program, on a node without runtime-rs
+  kata-gpu cdi list                            who offers which device, and who wins
+"""
+
 Verb = Callable[[argparse.Namespace], int]
 
 
@@ -133,6 +141,54 @@ def _add_status(verbs: _Verbs, name: str) -> None:
     )
     parser.add_argument("--socket", type=Path, help="the agent's socket (default: from agent.toml)")
     _add_output(parser)
+
+
+def _add_cdi(verbs: _Verbs, name: str) -> None:
+    parser = verbs.add_parser(
+        name,
+        help="tell whether Kata's runtimes can read this node's CDI files",
+        description="Look at CDI files, whoever wrote them: one that a Kata runtime refuses stops "
+        "every pod that asks for a GPU, and nothing on the node says which it was. Changes "
+        "nothing and needs no blueprint and no agent.",
+        epilog=_CDI_EPILOG,
+        formatter_class=_OverviewHelp,
+    )
+    below: _Verbs = parser.add_subparsers(
+        title="verbs", metavar="VERB", required=True, prog=f"kata-gpu {name}"
+    )
+    validate = _verb(
+        below,
+        "validate",
+        "cdi",
+        "tell every fault of CDI files, and what it breaks",
+        "Hold each file against the CDI specification and against what Kata's Go runtime and "
+        "runtime-rs take of it. Each fault has its file, its place in the document, its rule, and "
+        "whether it stops every pod of a runtime or breaks one device. Exits 0 when all is fine, "
+        "3 when a runtime refuses something, or the specification does.",
+    )
+    validate.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="a CDI file (default: all of /etc/cdi, /var/run/cdi and the agent's cdi_directory)",
+    )
+    validate.add_argument(
+        "--runtime", choices=("go", "rust"), help="leave out what only the other one minds"
+    )
+    _add_output(validate)
+    listing = _verb(
+        below,
+        "list",
+        "cdi",
+        "show every device that CDI files name",
+        "Show each device with its file and device nodes, which of these are missing, whether it "
+        "is ours, and whether a pod of the Go runtime and of runtime-rs gets it from that file: "
+        "they search /etc/cdi and /var/run/cdi in opposite order. Exits 3 when a file stops every "
+        "pod of a runtime, and names it.",
+        function="list_",
+    )
+    _add_output(listing)
 
 
 def _add_explain(verbs: _Verbs, name: str) -> None:
@@ -253,11 +309,13 @@ def _verb(
     module: str,
     summary: str,
     description: str,
+    function: str | None = None,
 ) -> argparse.ArgumentParser:
+    """Add the verb *name*, which is *function* of a module of this room, or of its own name."""
     parser = verbs.add_parser(name, help=summary, description=description, formatter_class=_Help)
 
     def call(options: argparse.Namespace) -> int:
-        verb: Verb = getattr(importlib.import_module(f"kata_gpu.cli.{module}"), name)
+        verb: Verb = getattr(importlib.import_module(f"kata_gpu.cli.{module}"), function or name)
         return verb(options)
 
     parser.set_defaults(verb=call, log_level=None)
@@ -309,6 +367,7 @@ _VERBS: Final = {
     "doctor": _add_doctor,
     "status": _add_status,
     "explain": _add_explain,
+    "cdi": _add_cdi,
     "plan": _add_plan,
     "apply": _add_apply,
     "release": _add_release,

@@ -7,6 +7,7 @@ and no temporary behind. Nothing is opened through a symbolic link.
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,34 @@ def read(path: Path, *, max_bytes: int = _READ_MAX_BYTES) -> str | None:
         raise HostError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise HostError(f"cannot read {path}: not UTF-8 at byte {error.start}") from error
+
+
+def read_plain(path: Path, *, max_bytes: int) -> bytes:
+    """Return what a regular file of somebody else holds; it may be swapped at any moment.
+
+    Nothing else is opened for long: a FIFO is not waited for, and a link is not followed.
+
+    Raises:
+        HostError: it is not there, is no regular file, cannot be read, is longer than
+            *max_bytes*, or was written to meanwhile.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, "rb", buffering=0) as file:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise HostError(f"cannot read {path}: it is no regular file")
+            raw = bytearray()
+            while chunk := file.read(_CHUNK_BYTES):
+                raw += chunk
+                if len(raw) > max_bytes:
+                    raise HostError(f"cannot read {path}: it is longer than {max_bytes} bytes")
+            after = os.fstat(fd)
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}") from error
+    if (before.st_mtime_ns, len(raw)) != (after.st_mtime_ns, after.st_size):
+        raise HostError(f"cannot read {path}: somebody wrote to it meanwhile; try again")
+    return bytes(raw)
 
 
 def replace(path: Path, content: str, *, staging: Path, mode: int = 0o644) -> None:

@@ -1,9 +1,10 @@
 """The inventory: what is on this node, as of one moment, with what could not be read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from kata_gpu.model.cdi import CdiSpecs
 from kata_gpu.model.holder import Holder
 from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.operation import Operation
@@ -75,6 +76,9 @@ class Inventory:
     read_at: datetime  # UTC
     vfio_drivers: tuple[VfioDriver, ...] = ()
     """For each function but bridges, by address; empty where they were not looked for."""
+
+    cdi: CdiSpecs = field(default_factory=CdiSpecs)
+    """Everybody's CDI files; none where they were not looked for."""
 
     def by_address(self) -> dict[PciAddress, PciFunction]:
         """Return the functions keyed by address."""

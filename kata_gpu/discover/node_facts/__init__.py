@@ -4,7 +4,8 @@ One fact that cannot be read is unknown and spoils no other. Texts in them are t
 and untrusted.
 """
 
-from kata_gpu.discover.node_facts import cdi, devices, directories, kernel, modules, processes
+from kata_gpu.discover import cdi
+from kata_gpu.discover.node_facts import devices, directories, kernel, modules, processes
 from kata_gpu.discover.node_facts.known import known
 from kata_gpu.host import Host, paths
 from kata_gpu.model.node_facts import AgentFacts, NodeFacts
