@@ -67,14 +67,14 @@ def _breaches(file: CdiFile, nodes: Mapping[str, NodeKind]) -> Iterator[Breach]:
 
 
 def _document(document: CdiDocument, nodes: Mapping[str, NodeKind]) -> Iterator[Breach]:
-    if document.is_other_form:
-        yield "json-form", "", "its name says JSON, and it is YAML"
-    for place in document.repeated:
-        yield "repeated-key", place, "it is there twice"
     tree = document.tree
     if not isinstance(tree, Mapping):
         yield "form", "", f"it is {_told(tree)}, not a mapping"
         return
+    if document.is_other_form:
+        yield "json-form", "", "its name says JSON, and it is YAML"
+    for place in document.repeated:
+        yield "repeated-key", place, "it is there twice"
     version = tree.get("cdiVersion")
     yield from _version(version)
     yield from _Shape(version).table(tree, ROOT, "")
@@ -133,7 +133,7 @@ class _Shape:
         if number not in RELEASED:
             return
         declared = RELEASED.index(number)
-        if RELEASED.index(field.since) > declared:
+        if RELEASED.index(field.since) > declared and field.since != EARLIEST:
             yield "field-version", at, f"it needs cdiVersion {field.since}, and this is {number}"
         elif field.until is not None and declared >= RELEASED.index(field.until):
             yield "field-version", at, f"it is gone since {field.until}, and this is {number}"
@@ -195,6 +195,8 @@ _WANTED: Final = {
     Form.TEXT: "a text",
     Form.INTEGER: "a whole number",
     Form.BOOLEAN: "true or false",
+    Form.LIST: "a list",
+    Form.LABELS: "a mapping",
 }
 
 

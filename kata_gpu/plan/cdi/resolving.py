@@ -1,6 +1,7 @@
 """Which file a runtime takes a device from, and which files are in each other's way."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kata_gpu.model.blueprint import Runtime
@@ -41,12 +42,20 @@ def conflicts(specs: CdiSpecs) -> list[CdiFault]:
     found = []
     for name, rivals in claims(specs).items():
         for file, number, _ in rivals if len(rivals) > 1 else ():
-            others = [other for other, _, _ in rivals if other is not file]
-            near = [other.path for other in others if other.directory == file.directory]
+            others = [f for f, _, _ in rivals if f is not file and _readers(f, file)]
+            near = [other for other in others if other.directory == file.directory]
             rule = "twice-in-directory" if near else "twice-in-directories"
-            paths = ", ".join(near or [other.path for other in others])
-            found.append(fault(rule, file, f"devices[{number}]", f"{name} is in {paths} too"))
+            met = near or others
+            readers = tuple(r for r in Runtime if any(r in _readers(f, file) for f in met))
+            paths = ", ".join(other.path for other in met)
+            what = f"{name} is in {paths} too"
+            found.append(fault(rule, replace(file, readers=readers), f"devices[{number}]", what))
     return [one for one in found if one.scopes]
+
+
+def _readers(one: CdiFile, other: CdiFile) -> frozenset[Runtime]:
+    """Return who looks at both files."""
+    return frozenset(one.readers) & frozenset(other.readers)
 
 
 def devices(specs: CdiSpecs, ours: str) -> tuple[CdiDevice, ...]:

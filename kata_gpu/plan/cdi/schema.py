@@ -52,7 +52,7 @@ def _list(of: Form | str, *, required: bool = False, since: str = EARLIEST) -> F
 
 _TEXTS: Final = _list(Form.TEXT)
 _LABELS: Final = Field(form=Form.LABELS, since="0.6.0")
-_FLAG: Final = Field(form=Form.BOOLEAN, since="0.7.0", until="1.1.0")
+_FLAG: Final = Field(form=Form.BOOLEAN, until="1.1.0")
 
 ROOT: Final = "spec"
 
@@ -103,16 +103,16 @@ TABLES: Final[Mapping[str, Mapping[str, Field]]] = {
         "options": _TEXTS,
     },
     "rdt": {
-        "closID": _text(since="0.7.0"),
-        "l3CacheSchema": _text(since="0.7.0"),
-        "memBwSchema": _text(since="0.7.0"),
+        "closID": _text(),
+        "l3CacheSchema": _text(),
+        "memBwSchema": _text(),
         "schemata": _list(Form.TEXT, since="1.1.0"),
         "enableMonitoring": Field(form=Form.BOOLEAN, since="1.1.0"),
         "enableCMT": _FLAG,
         "enableMBM": _FLAG,
     },
     "net": {
-        "hostInterfaceName": _text(required=True, since="1.1.0"),
-        "name": _text(required=True, since="1.1.0"),
+        "hostInterfaceName": _text(required=True),
+        "name": _text(required=True),
     },
 }
