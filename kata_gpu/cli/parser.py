@@ -7,6 +7,7 @@ import argparse
 import functools
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from kata_gpu.cli.output import FORMATS
 if TYPE_CHECKING:
     from kata_gpu.model.pci import PciAddress
 
+_POD_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 _EPILOG: Final = """\
 a first look at a node:
   kata-gpu doctor                    is this node fit for passthrough, and if not, what to do
@@ -27,6 +29,8 @@ a first look at a node:
   kata-gpu apply --dry-run           the same, at the place where it would be done
   kata-gpu apply                     do it, after asking
   kata-gpu status                    what the running agent says
+  kata-gpu cdi validate              which CDI file stops every pod
+  kata-gpu explain pod ml/train-0    why does this pod not get its GPU
   kata-gpu explain 0000:41:00.0      why is this GPU not available, and what to do
   kata-gpu release --all             give everything back
 
@@ -196,17 +200,27 @@ def _add_explain(verbs: _Verbs, name: str) -> None:
         verbs,
         name,
         "explain",
-        "tell why a GPU is not available, and what to do",
+        "tell why a GPU is not available, or a pod has none, and what to do",
         "Say of one device what it is, which unit and pool it belongs to, what is in the way, who "
         "has it, what was done to it, and what makes it available. Asks the agent, and looks "
         "itself where none runs; changes nothing. Exits 0 when it can be had, is had, or is "
-        "where the blueprint wants it, 3 when not.",
+        "where the blueprint wants it, 3 when not. Of a pod (kata-gpu explain pod ml/train-0) it "
+        "says what kubelet gave it, what both of Kata's runtimes make of that, and which known "
+        "failure the journal tells; it exits 3 when something keeps the pod from its devices.",
     )
     parser.add_argument(
         "device",
-        type=_address,
-        metavar="UNIT|ADDRESS",
-        help="PCI address of a unit or of any function near it, as in 0000:41:00.0",
+        type=_subject,
+        metavar="UNIT|ADDRESS|pod",
+        help="PCI address of a unit or of any function near it, as in 0000:41:00.0; or the word "
+        "pod, and then which",
+    )
+    parser.add_argument(
+        "pod",
+        nargs="?",
+        type=_pod,
+        metavar="NAMESPACE/NAME",
+        help="the pod, as in ml/train-0",
     )
     _add_blueprint(parser)
     _add_output(parser)
@@ -343,6 +357,20 @@ def _address(text: str) -> "PciAddress":
         return PciAddress.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _subject(text: str) -> "PciAddress | None":
+    """Return the device that is asked about; None when a pod is."""
+    return None if text == "pod" else _address(text)
+
+
+def _pod(text: str) -> tuple[str, str]:
+    namespace, slash, name = text.partition("/")
+    if not (slash and _POD_NAME.fullmatch(namespace) and _POD_NAME.fullmatch(name)):
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r} is no pod: write NAMESPACE/NAME, as in ml/train-0"
+        )
+    return namespace, name
 
 
 def _add_blueprint(parser: argparse.ArgumentParser) -> None:

@@ -139,6 +139,9 @@ class CdiDevice:
     """``vendor.tld/class=name``."""
 
     file: str
+    number: int
+    """Which of the file's devices it is, counted from 0."""
+
     nodes: tuple[str, ...]
     """Host paths at device level; those of the whole spec are not among them."""
 

@@ -73,11 +73,12 @@ def devices(specs: CdiSpecs, ours: str) -> tuple[CdiDevice, ...]:
 def _device(
     specs: CdiSpecs, ours: str, name: str, claim: Claim, rivals: list[CdiFile]
 ) -> CdiDevice:
-    file, _, device = claim
+    file, number, device = claim
     paths = tuple(passing.host_path(node) for _, node in passing.nodes(device, ""))
     return CdiDevice(
         name=name,
         file=file.path,
+        number=number,
         nodes=paths,
         missing=tuple(p for p in paths if specs.nodes.get(p) is not NodeKind.DEVICE),
         is_ours=is_ours(ours, file.path),
