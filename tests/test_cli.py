@@ -20,7 +20,18 @@ from tests.passthrough import EVERY_GPU, SETTINGS, TEXT, everything, journal_of
 Done = subprocess.CompletedProcess[str]
 
 VERBS: Final = (
-    *("inventory", "doctor", "status", "explain", "plan", "apply", "release", "clear", "run"),
+    *(
+        "inventory",
+        "doctor",
+        "status",
+        "explain",
+        "cdi",
+        "plan",
+        "apply",
+        "release",
+        "clear",
+        "run",
+    ),
     "completion",
 )
 COMMAND: Final = (sys.executable, "-m", "kata_gpu")

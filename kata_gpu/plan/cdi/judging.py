@@ -26,6 +26,7 @@ _FAULTS_MAX: Final = 100
 """Of one file: whoever has that many mends the program that wrote it."""
 
 _SHOWN: Final = 60
+_BY_CASE: Final = {name: {key.lower(): key for key in fields} for name, fields in TABLES.items()}
 
 
 def judge(specs: CdiSpecs, runtimes: Iterable[Runtime] = tuple(Runtime)) -> tuple[CdiFault, ...]:
@@ -110,10 +111,10 @@ class _Shape:
     def table(self, tree: Mapping[str, Any], name: str, place: str) -> Iterator[Breach]:
         """Yield what is wrong with the keys of one table, and with all below it."""
         fields = TABLES[name]
-        by_case = {key.lower(): key for key in fields}
+        by_case = _BY_CASE[name]
         for key, value in tree.items():
             at = _below(place, key)
-            known = by_case.get(key.lower())
+            known = key if key in fields else by_case.get(key.lower())
             if known is None:
                 yield "unknown-field", at, f"there is no such key (there are: {', '.join(fields)})"
                 continue
@@ -127,13 +128,15 @@ class _Shape:
 
     def _age(self, field: Field, value: Any, at: str) -> Iterator[Breach]:
         """Compare a field's own version with that of the spec, and of each library."""
-        if not value or not isinstance(self.version, str):
+        if (field.since == EARLIEST and field.until is None) or not value:
+            return
+        if not isinstance(self.version, str):
             return
         number = self.version.removeprefix("v")
         if number not in RELEASED:
             return
         declared = RELEASED.index(number)
-        if RELEASED.index(field.since) > declared and field.since != EARLIEST:
+        if RELEASED.index(field.since) > max(declared, RELEASED.index(EARLIEST)):
             yield "field-version", at, f"it needs cdiVersion {field.since}, and this is {number}"
         elif field.until is not None and declared >= RELEASED.index(field.until):
             yield "field-version", at, f"it is gone since {field.until}, and this is {number}"
@@ -175,8 +178,9 @@ class _Shape:
 
 
 def _missing(fields: Mapping[str, Field], tree: Mapping[str, Any]) -> Iterable[str]:
-    there = {key.lower() for key in tree}
-    return (key for key, field in fields.items() if field.is_required and key.lower() not in there)
+    absent = [key for key, field in fields.items() if field.is_required and key not in tree]
+    there = {key.lower() for key in tree} if absent else set()
+    return (key for key in absent if key.lower() not in there)
 
 
 def _scalar(form: Form, value: Any, at: str) -> Iterator[Breach]:
