@@ -17,7 +17,8 @@ from kata_gpu.model.blueprint import KataHandler, Runtime
 from kata_gpu.model.iommu import Verdict
 from kata_gpu.model.unit import Unit
 from kata_gpu.plan import cdi
-from kata_gpu.plan.cdi import Access
+from kata_gpu.plan.cdi import choice
+from kata_gpu.plan.cdi.choice import Access
 from tests.values import PLATFORM, address, function
 
 KIND = "nvidia.com/pgpu"
@@ -116,23 +117,23 @@ def test_the_order_of_the_units_does_not_change_the_file(
 
 def test_without_iommufd_a_unit_is_its_group() -> None:
     functions = function("01:00.0", vfio_cdev="vfio0"), function("01:00.1", vfio_cdev="vfio1")
-    assert cdi.nodes(unit_of("01:00.0", "01:00.1"), functions, Access.GROUP) == ("/dev/vfio/7",)
+    assert choice.nodes(unit_of("01:00.0", "01:00.1"), functions, Access.GROUP) == ("/dev/vfio/7",)
 
 
 def test_with_iommufd_a_unit_is_a_node_for_each_function() -> None:
     functions = function("01:00.0", vfio_cdev="vfio3"), function("01:00.1", vfio_cdev="vfio1")
-    nodes = cdi.nodes(unit_of("01:00.0", "01:00.1"), functions, Access.CDEV)
+    nodes = choice.nodes(unit_of("01:00.0", "01:00.1"), functions, Access.CDEV)
     assert nodes == ("/dev/vfio/devices/vfio3", "/dev/vfio/devices/vfio1")
 
 
 def test_a_unit_with_a_function_that_has_no_device_is_not_given_by_devices() -> None:
     functions = function("01:00.0", vfio_cdev="vfio3"), function("01:00.1", vfio_cdev=None)
-    assert cdi.nodes(unit_of("01:00.0", "01:00.1"), functions, Access.CDEV) == ()
+    assert choice.nodes(unit_of("01:00.0", "01:00.1"), functions, Access.CDEV) == ()
 
 
 @pytest.mark.parametrize("access", Access)
 def test_the_control_node_is_never_listed(access: Access) -> None:
-    nodes = cdi.nodes(unit_of("01:00.0"), (function("01:00.0", vfio_cdev="vfio0"),), access)
+    nodes = choice.nodes(unit_of("01:00.0"), (function("01:00.0", vfio_cdev="vfio0"),), access)
     assert len(nodes) == 1
     assert "/dev/vfio/vfio" not in nodes
 
@@ -153,7 +154,7 @@ def test_the_control_node_is_never_listed(access: Access) -> None:
 def test_a_node_gives_all_its_units_in_one_way(
     iommufd: bool, any_cdev: bool, all_cdevs: bool, is_confidential: bool, expected: Access
 ) -> None:
-    assert expected is cdi.choose(
+    assert expected is choice.choose(
         iommufd=iommufd,
         any_cdev=any_cdev,
         all_cdevs=all_cdevs,
@@ -186,7 +187,7 @@ def handler(name: str, runtime: Runtime = Runtime.GO) -> KataHandler:
 def test_a_handler_that_can_have_nothing_is_named(
     one: KataHandler, access: Access, iommufd: bool, told: str | None
 ) -> None:
-    found = list(cdi.findings(access, replace(PLATFORM, iommufd=iommufd), [one]))
+    found = list(choice.findings(access, replace(PLATFORM, iommufd=iommufd), [one]))
     assert [finding.subject for finding in found] == [f"handler {one.name}"] * (told is not None)
     assert all(told is not None and finding.reason.startswith(told) for finding in found)
 

@@ -12,6 +12,7 @@ from kata_gpu.model.cdi import CdiDocument, CdiFault, CdiFile, Scope
 from kata_gpu.model.plan import Finding, Severity
 from kata_gpu.model.unit import Unit, UnitState
 from kata_gpu.plan import cdi
+from kata_gpu.plan.cdi import choice
 from kata_gpu.plan.cdi.libraries import LIBRARIES
 from kata_gpu.plan.situation import Situation
 
@@ -28,13 +29,13 @@ def choose(now: Situation, offered: Sequence[tuple[str, Unit]], cdi_directory: s
     """Return what becomes of the units that could be *offered*, each with its resource."""
     platform, handlers = now.inventory.platform, now.blueprint.handlers
     everything = [now.functions[address] for _, unit in offered for address in unit.functions]
-    access = cdi.for_node(platform, everything, handlers)
+    access = choice.for_node(platform, everything, handlers)
     found: dict[str, dict[str, tuple[str, ...]]] = {}
-    findings = list(cdi.findings(access, platform, handlers)) if offered else []
+    findings = list(choice.findings(access, platform, handlers)) if offered else []
     rivals = {kind: _rival(now, kind, cdi_directory) for kind, _ in offered}
     for kind, unit in offered:
         rival = rivals[kind]
-        nodes = cdi.nodes(unit, [now.functions[a] for a in unit.functions], access)
+        nodes = choice.nodes(unit, [now.functions[a] for a in unit.functions], access)
         if rival is not None:
             findings.append(_two_writers(unit, kind, rival))
         elif nodes:

@@ -5,7 +5,6 @@ the rules are those of any vendor's file. What a rule is, and what breaks by it,
 `rules`, `schema` and `libraries`.
 """
 
-from kata_gpu.plan.cdi.choice import Access, choose, findings, for_node, nodes
 from kata_gpu.plan.cdi.judging import judge, judge_file
 from kata_gpu.plan.cdi.libraries import stopped
 from kata_gpu.plan.cdi.resolving import devices
@@ -13,15 +12,10 @@ from kata_gpu.plan.cdi.spec import VERSION, is_ours, path, published, render, wi
 
 __all__ = [
     "VERSION",
-    "Access",
-    "choose",
     "devices",
-    "findings",
-    "for_node",
     "is_ours",
     "judge",
     "judge_file",
-    "nodes",
     "path",
     "published",
     "render",
