@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from kata_gpu.agent import node
+from kata_gpu.host.watches import Watches
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.plan import Finding, RemoveFile, Severity, WriteFile
 from kata_gpu.settings import blueprint as parsing
@@ -136,3 +138,38 @@ def test_the_status_tells_it(kernel: FakeKernel, events: Events) -> None:
     text = shown(kernel, answers[0]).stdout
     assert f"0000:01:00.0 is refused: {RIVAL} has CDI kind {KIND} too" in text
     assert "warning: /etc/cdi/nvidia.yaml: cdiVersion: cdiVersion 0.7.0" in text
+
+
+def test_a_foreign_file_is_heard_at_once_when_it_comes_and_goes(
+    kernel: FakeKernel, events: Events
+) -> None:
+    kernel.host.path("/etc/cdi").mkdir(parents=True)
+
+    async def script(agent: Agent) -> None:
+        write(kernel, RIVAL, kind=KIND)
+        await agent.until(lambda status: state_of(status) == "refused")
+        kernel.host.path(RIVAL).unlink()
+        await agent.until(lambda status: state_of(status) == "available")
+        write(kernel, "/etc/cdi/nvidia.yaml", cdiVersion="0.7.0")
+        await agent.until(
+            lambda status: [f["subject"] for f in status["findings"]] == ["/etc/cdi/nvidia.yaml"]
+        )
+
+    with Watches.open() as watches:
+        run(kernel, events, script, watches=watches)
+
+
+def test_a_rival_is_seen_by_whatever_name_the_directory_has(kernel: FakeKernel) -> None:
+    root = kernel.tree.root
+    (root / "run/cdi").mkdir(parents=True)
+    (root / "var").mkdir(exist_ok=True)
+    (root / "var/run").symlink_to("/run")
+    settings = replace(SETTINGS, cdi_directory="/run/cdi")
+    journal = journal_of(kernel.host)
+    ours = root / "run/cdi" / Path(CDI).name
+    node.converge(kernel.host, settings, EVERY_GPU, journal)
+    assert ours.exists()
+    write(kernel, "/run/cdi/example.com-pgpu.yaml", kind=KIND)
+    turn = node.converge(kernel.host, settings, EVERY_GPU, journal)
+    assert "two writers of one kind" in about(turn, nodes.GPU)[0].reason
+    assert not ours.exists()

@@ -41,9 +41,8 @@ def validate(options: argparse.Namespace) -> int:
 
 def list_(options: argparse.Namespace) -> int:
     """Print every device that a file names; exit with 3 when no runtime could resolve one."""
-    host, settings = context.host(options), configuration.settings(options)
-    specs = reading.read(host, settings.cdi_directory)
-    found = rules.devices(specs, settings.cdi_directory)
+    specs = reading.read(context.host(options), configuration.settings(options).cdi_directory)
+    found = rules.devices(specs)
     stoppers = [f for f in rules.judge(specs) if Scope.EVERY_POD in f.scopes]
     if options.output in {"json", "yaml"}:
         from kata_gpu.observe.document import document  # noqa: PLC0415 - for these alone

@@ -46,7 +46,6 @@ def look(
         allocations=pods.allocations(host),
         lines=pods.journal(host, namespace, name, uids),
         specs=cdi.read(host, settings.cdi_directory),
-        cdi_directory=settings.cdi_directory,
         handlers=handlers,
         said=word,
     )

@@ -93,6 +93,9 @@ class CdiSpecs:
     problems: tuple[str, ...] = field(default=())
     """What could not be looked at."""
 
+    ours: str = ""
+    """The directory of the agent's own files, by the name that *files* have for it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CdiFault:

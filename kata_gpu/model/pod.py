@@ -58,7 +58,6 @@ class PodFacts:
     """What the container runtime, Kata and kubelet said of it, the oldest first."""
 
     specs: CdiSpecs
-    cdi_directory: str
     handlers: tuple[KataHandler, ...]
     """Those of the blueprint; empty without one."""
 

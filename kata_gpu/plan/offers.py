@@ -25,14 +25,14 @@ class Offer:
     findings: tuple[Finding, ...]
 
 
-def choose(now: Situation, offered: Sequence[tuple[str, Unit]], cdi_directory: str) -> Offer:
+def choose(now: Situation, offered: Sequence[tuple[str, Unit]]) -> Offer:
     """Return what becomes of the units that could be *offered*, each with its resource."""
     platform, handlers = now.inventory.platform, now.blueprint.handlers
     everything = [now.functions[address] for _, unit in offered for address in unit.functions]
     access = choice.for_node(platform, everything, handlers)
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     findings = list(choice.findings(access, platform, handlers)) if offered else []
-    rivals = {kind: _rival(now, kind, cdi_directory) for kind, _ in offered}
+    rivals = {kind: _rival(now, kind) for kind, _ in offered}
     for kind, unit in offered:
         rival = rivals[kind]
         nodes = choice.nodes(unit, [now.functions[a] for a in unit.functions], access)
@@ -43,15 +43,16 @@ def choose(now: Situation, offered: Sequence[tuple[str, Unit]], cdi_directory: s
         else:
             findings.append(_no_cdev(unit))
     if offered:
-        findings += _everybody(now, handlers, cdi_directory)
+        findings += _everybody(now, handlers)
     return Offer(nodes=found, findings=tuple(findings))
 
 
-def _rival(now: Situation, kind: str, cdi_directory: str) -> CdiFile | None:
+def _rival(now: Situation, kind: str) -> CdiFile | None:
     """Return somebody else's file of that *kind* in our directory; None without one."""
-    for file in now.inventory.cdi.files:
-        is_near = file.directory == cdi_directory
-        if is_near and not cdi.is_ours(cdi_directory, file.path) and _kind(file) == kind:
+    specs = now.inventory.cdi
+    for file in specs.files:
+        is_near = file.directory == specs.ours
+        if is_near and not cdi.is_ours(specs.ours, file.path) and _kind(file) == kind:
             return file
     return None
 
@@ -83,14 +84,12 @@ def _no_cdev(unit: Unit) -> Finding:
     )
 
 
-def _everybody(
-    now: Situation, handlers: Iterable[KataHandler], cdi_directory: str
-) -> Iterable[Finding]:
+def _everybody(now: Situation, handlers: Iterable[KataHandler]) -> Iterable[Finding]:
     """Warn of each file, whoever wrote it, that stops every pod of a runtime that is in use."""
     runtimes = tuple({handler.runtime for handler in handlers} or set(Runtime))
     told: dict[str, list[CdiFault]] = {}
     for fault in cdi.judge(now.inventory.cdi, runtimes):
-        if not cdi.is_ours(cdi_directory, fault.file) and _stopped(fault, runtimes):
+        if not cdi.is_ours(now.inventory.cdi.ours, fault.file) and _stopped(fault, runtimes):
             told.setdefault(fault.file, []).append(fault)
     for path, faults in told.items():
         first = faults[0]

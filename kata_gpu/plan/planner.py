@@ -293,7 +293,7 @@ class _Draft:
     def _offers(self) -> published.Offers:
         """Return what is offered, in the one way that this node gives access to all of it."""
         now = self._now
-        offer = offers.choose(now, self._offered, self._cdi_directory)
+        offer = offers.choose(now, self._offered)
         self.findings.extend(offer.findings)
         return offer.nodes
 

@@ -6,6 +6,7 @@ the Rust crate looks into them, and follows links on the way.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -36,19 +37,27 @@ def read(host: Host, ours: str) -> CdiSpecs:
     found: list[CdiFile] = []
     leftovers: list[str] = []
     problems: list[str] = []
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for directory in dict.fromkeys((*DIRECTORIES, ours)):
         try:
             real = files.resolve(directory, root=host.root)
-            if real is None or real in seen:
+            if real is None or seen.setdefault(real, directory) != directory:
                 continue
-            seen.add(real)
             look = _Look(host, directory, found, leftovers)
             look.through(directory, real, 0)
             problems += look.problems
         except HostError as error:
             problems.append(str(error))
-    return _with_nodes(host, found, leftovers, problems)
+    specs = _with_nodes(host, found, leftovers, problems)
+    return replace(specs, ours=_name_of(host, ours, seen))
+
+
+def _name_of(host: Host, ours: str, seen: Mapping[str, str]) -> str:
+    """Return the name by which *ours* was looked through: it may be a link to another."""
+    try:
+        return seen.get(files.resolve(ours, root=host.root) or "", ours)
+    except HostError:
+        return ours
 
 
 def read_files(host: Host, named: Iterable[str]) -> CdiSpecs:

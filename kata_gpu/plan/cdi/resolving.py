@@ -58,21 +58,19 @@ def _readers(one: CdiFile, other: CdiFile) -> frozenset[Runtime]:
     return frozenset(one.readers) & frozenset(other.readers)
 
 
-def devices(specs: CdiSpecs, ours: str) -> tuple[CdiDevice, ...]:
-    """Return every device, by name; *ours* is the directory that our specs are in.
+def devices(specs: CdiSpecs) -> tuple[CdiDevice, ...]:
+    """Return every device, by name.
 
     Whether some file keeps a runtime from reading any is not told here: see `judge`.
     """
     return tuple(
-        _device(specs, ours, name, claim, [file for file, _, _ in rivals])
+        _device(specs, name, claim, [file for file, _, _ in rivals])
         for name, rivals in sorted(claims(specs).items())
         for claim in rivals
     )
 
 
-def _device(
-    specs: CdiSpecs, ours: str, name: str, claim: Claim, rivals: list[CdiFile]
-) -> CdiDevice:
+def _device(specs: CdiSpecs, name: str, claim: Claim, rivals: list[CdiFile]) -> CdiDevice:
     file, number, device = claim
     paths = tuple(passing.host_path(node) for _, node in passing.nodes(device, ""))
     return CdiDevice(
@@ -81,7 +79,7 @@ def _device(
         number=number,
         nodes=paths,
         missing=tuple(p for p in paths if specs.nodes.get(p) is not NodeKind.DEVICE),
-        is_ours=is_ours(ours, file.path),
+        is_ours=is_ours(specs.ours, file.path),
         go=_wins(file, rivals, Runtime.GO),
         rust=_wins(file, rivals, Runtime.RUST),
     )

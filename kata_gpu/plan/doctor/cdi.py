@@ -40,7 +40,7 @@ def duplicates(facts: NodeFacts) -> Iterable[Answer]:
     if isinstance(facts.cdi, Unknown):
         yield unknown(facts.cdi)
         return
-    count = len(devices(facts.cdi, ""))
+    count = len(devices(facts.cdi))
     yield from _of(facts, duplicates, f"{count} devices, each in one spec")
 
 

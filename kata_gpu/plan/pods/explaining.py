@@ -73,7 +73,7 @@ def _case(facts: PodFacts) -> _Case:
         devices=tuple(dict.fromkeys(given.get(uid or "", ()))),
         handler=handler,
         runtimes=_runtimes(facts, handler),
-        known=cdi.devices(facts.specs, facts.cdi_directory),
+        known=cdi.devices(facts.specs),
     )
 
 
