@@ -162,6 +162,14 @@ def test_ids_of_an_old_kubelet_are_a_list(kernel: FakeKernel) -> None:
     assert found.registered == {KIND: ("a",)}
 
 
+def test_a_device_that_its_plugin_offers_no_more_is_told(kernel: FakeKernel) -> None:
+    path = kernel.tree.root / CHECKPOINT
+    found = json.loads(path.read_text())
+    found["Data"]["RegisteredDevices"] = {KIND: ["0000:99:00.0"]}
+    path.write_text(json.dumps(found))
+    assert f"has {KIND} {nodes.GPU}, which no plugin offers now" in whole(explained(kernel))
+
+
 # Causes
 
 

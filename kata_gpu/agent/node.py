@@ -11,7 +11,7 @@ from kata_gpu.act import executor
 from kata_gpu.act.executor import Progress
 from kata_gpu.act.journal import Journal
 from kata_gpu.discover import inventory as discover
-from kata_gpu.discover import vfio
+from kata_gpu.discover import quarantine, vfio
 from kata_gpu.discover.cdi import read as read_cdi
 from kata_gpu.errors import HostError, LedgerError
 from kata_gpu.host import Host, children, files, holders
@@ -103,6 +103,8 @@ def look(host: Host, settings: Settings, blueprint: Blueprint, ledger: Ledger) -
         found,
         holders={address: who for address, who in users.items() if who},
         cdi=read_cdi(host, settings.cdi_directory),
+        quarantine=settings.quarantine,
+        set_aside=quarantine.read(host, settings.quarantine),
     )
 
 

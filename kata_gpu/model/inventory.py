@@ -56,6 +56,20 @@ class FileContent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:
+    """A foreign file that was moved out of the way."""
+
+    path: str
+    """Where it was."""
+
+    kept: str
+    """Where it is."""
+
+    is_half_done: bool
+    """Whether the move, or the way back, was cut short: the same file is at both places."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
     """Every PCI function that matters, the groups they form, and the host around them."""
 
@@ -79,6 +93,12 @@ class Inventory:
 
     cdi: CdiSpecs = field(default_factory=CdiSpecs)
     """Everybody's CDI files; none where they were not looked for."""
+
+    quarantine: str | None = None
+    """Where foreign files are moved to; None where it was not looked for."""
+
+    set_aside: tuple[SetAside, ...] = ()
+    """What is there."""
 
     def by_address(self) -> dict[PciAddress, PciFunction]:
         """Return the functions keyed by address."""

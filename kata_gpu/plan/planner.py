@@ -35,6 +35,7 @@ from kata_gpu.plan import (
     objections,
     offers,
     published,
+    quarantine,
     services,
     targets,
     units,
@@ -305,6 +306,9 @@ class _Draft:
         if self._passengers:
             self.findings.extend(checks.platform(now.inventory.platform))
         steps = Steps(now.inventory.files)
+        away, findings = quarantine.plan(now)
+        self.findings.extend(findings)
+        steps.steps.extend(away)
         virtuals.add(steps, virtual_steps)
         for note in self._notes:
             steps.add(note)
@@ -359,6 +363,7 @@ class _Draft:
         is_all = len(self._moves) == len(now.ledger.entries)
         if chosen is None and is_all:  # a unit that stays keeps what its VM was given by
             steps.clear(now.ledger.files, "everything is given back", tuple(moved))
+            steps.steps.extend(quarantine.release(now))
         for name in now.ledger.services if is_all else ():
             steps.add(services.start(name, needs=tuple(moved)))
         return self._plan(steps)

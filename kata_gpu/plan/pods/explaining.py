@@ -283,7 +283,9 @@ def _given(case: _Case) -> Iterator[str]:
         yield f"what kubelet gave it is not known: {facts.allocations.reason}"
         return
     for device in case.devices:
-        yield f"container {device.container} has {device.resource} {device.id}"
+        offered = facts.allocations.registered.get(device.resource)
+        gone = "" if offered is None or device.id in offered else ", which no plugin offers now"
+        yield f"container {device.container} has {device.resource} {device.id}{gone}"
     if not case.devices and case.uid is not None:
         yield "kubelet gave it no device of a device plugin; what DRA gives, Kata does not ask for"
 
