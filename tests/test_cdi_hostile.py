@@ -206,3 +206,17 @@ def test_any_document_has_a_verdict(tree: object, name: str) -> None:
 def test_any_bytes_have_a_verdict(content: bytes, name: str) -> None:
     file = CdiFile(path=name, directory="/", content=parse(name, content))
     assert cdi.judge_file(file, {})
+
+
+def test_faults_of_one_kind_are_counted_after_some(folder: Path) -> None:
+    devices = [
+        {"name": f"{n}", "containerEdits": {"deviceNodes": [{"path": "/dev/vfio/404"}]}}
+        for n in range(500)
+    ]
+    spec = {"cdiVersion": "0.5.0", "kind": "a.b/c", "devices": [*devices, {"name": "x"}]}
+    (folder / "a.json").write_text(json.dumps(spec))
+    found = faults(folder)
+    missing = [fault for fault in found if fault.rule == "node-missing"]
+    assert len(missing) == 20
+    assert missing[-1].reason.endswith("(and 480 more of the kind)")
+    assert {fault.rule for fault in found} == {"node-missing", "missing-field"}

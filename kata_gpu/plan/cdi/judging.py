@@ -22,8 +22,8 @@ from kata_gpu.plan.cdi.schema import ROOT, TABLES, Field, Form
 Breach = tuple[str, str, str]
 """Rule, place in the document, and what is found there."""
 
-_FAULTS_MAX: Final = 100
-"""Of one file: whoever has that many mends the program that wrote it."""
+_FAULTS_MAX: Final = 20
+"""Of one rule in one file: whoever has that many mends the program that wrote it."""
 
 _SHOWN: Final = 60
 _BY_CASE: Final = {name: {key.lower(): key for key in fields} for name, fields in TABLES.items()}
@@ -60,11 +60,19 @@ def _breaches(file: CdiFile, nodes: Mapping[str, NodeKind]) -> Iterator[Breach]:
         case CdiUnjudged(reason=reason):
             yield "unjudged", "", reason
         case CdiDocument() as document:
-            for number, breach in enumerate(_document(document, nodes)):
-                if number == _FAULTS_MAX:
-                    yield "form", "", f"it has more than {_FAULTS_MAX} faults; the rest is not told"
-                    return
-                yield breach
+            yield from _first(_document(document, nodes))
+
+
+def _first(breaches: Iterable[Breach]) -> Iterator[Breach]:
+    """Yield the first breaches of each rule, and how many more there are."""
+    by_rule: dict[str, list[Breach]] = {}
+    for breach in breaches:
+        by_rule.setdefault(breach[0], []).append(breach)
+    for found in by_rule.values():
+        yield from found[: _FAULTS_MAX - 1]
+        for rule, where, what in found[_FAULTS_MAX - 1 : _FAULTS_MAX]:
+            more = len(found) - _FAULTS_MAX
+            yield rule, where, f"{what} (and {more} more of the kind)" if more else what
 
 
 def _document(document: CdiDocument, nodes: Mapping[str, NodeKind]) -> Iterator[Breach]:
@@ -79,14 +87,14 @@ def _document(document: CdiDocument, nodes: Mapping[str, NodeKind]) -> Iterator[
     version = tree.get("cdiVersion")
     yield from _version(version)
     yield from _Shape(version).table(tree, ROOT, "")
-    yield from values.breaches(tree)
+    yield from values.breaches(tree, _number(version))
     yield from passing.breaches(tree, nodes)
 
 
 def _version(version: Any) -> Iterator[Breach]:
     if not isinstance(version, str):
         return  # which its form says
-    number = version.removeprefix("v")
+    number = _number(version)
     if number not in RELEASED or RELEASED.index(number) < RELEASED.index(EARLIEST):
         yield (
             "version",
@@ -100,6 +108,11 @@ def _version(version: Any) -> Iterator[Breach]:
             "cdiVersion",
             f"cdiVersion {version}, and Kata's Go runtime knows none after {newest}",
         )
+
+
+def _number(version: Any) -> str:
+    """Return a version without the ``v`` that both libraries take away; empty for no text."""
+    return version.removeprefix("v") if isinstance(version, str) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +143,7 @@ class _Shape:
         """Compare a field's own version with that of the spec, and of each library."""
         if (field.since == EARLIEST and field.until is None) or not value:
             return
-        if not isinstance(self.version, str):
-            return
-        number = self.version.removeprefix("v")
+        number = _number(self.version)
         if number not in RELEASED:
             return
         declared = RELEASED.index(number)

@@ -20,9 +20,9 @@ _LETTERS_SINCE: Final = ("0.3.0", "0.4.0")
 """Versions in which a device's name begins with a letter."""
 
 
-def breaches(tree: Mapping[str, Any]) -> Iterator[Breach]:
-    """Yield what no library takes, as rule, place and finding."""
-    yield from _kind(tree)
+def breaches(tree: Mapping[str, Any], version: str) -> Iterator[Breach]:
+    """Yield what no library takes of a spec of that *version*, as rule, place and finding."""
+    yield from _kind(tree.get("kind"), version)
     yield from _edits(tree.get("containerEdits"), "containerEdits")
     seen: set[str] = set()
     devices = tree.get("devices")
@@ -30,7 +30,7 @@ def breaches(tree: Mapping[str, Any]) -> Iterator[Breach]:
         yield "no-devices", "devices", "it is empty, and runtime-rs wants one device at least"
     for number, device in _tables(devices):
         at = f"devices[{number}]"
-        yield from _name(device.get("name"), f"{at}.name", tree.get("cdiVersion"), seen)
+        yield from _name(device.get("name"), f"{at}.name", version, seen)
         edits = device.get("containerEdits")
         if isinstance(edits, Mapping) and not any(_is_filled(value) for value in edits.values()):
             yield "empty-edits", f"{at}.containerEdits", "they are empty"
@@ -41,8 +41,7 @@ def _is_filled(value: Any) -> bool:
     return isinstance(value, Mapping) or bool(value)
 
 
-def _kind(tree: Mapping[str, Any]) -> Iterator[Breach]:
-    kind = tree.get("kind")
+def _kind(kind: Any, version: str) -> Iterator[Breach]:
     if not isinstance(kind, str):
         return
     parts = kind.split("/")
@@ -53,11 +52,11 @@ def _kind(tree: Mapping[str, Any]) -> Iterator[Breach]:
             f"{kind[:80]!r} is not vendor/class, each a letter and then letters, digits or _-. up "
             f"to a letter or digit",
         )
-    elif "." in parts[1] and tree.get("cdiVersion") in {*_LETTERS_SINCE, "0.5.0"}:
+    elif "." in parts[1] and version in {*_LETTERS_SINCE, "0.5.0"}:
         yield "field-version", "kind", "a dot in the class needs cdiVersion 0.6.0"
 
 
-def _name(name: Any, at: str, version: Any, seen: set[str]) -> Iterator[Breach]:
+def _name(name: Any, at: str, version: str, seen: set[str]) -> Iterator[Breach]:
     if not isinstance(name, str):
         return
     if not _NAME.fullmatch(name):
