@@ -32,7 +32,7 @@ UID: Final = "0f6a2a3e-7b1c-4d2e-9f00-aabbccddeeff"
 OLDER: Final = "1f6a2a3e-7b1c-4d2e-9f00-aabbccddeeff"
 SANDBOX: Final = "ab" * 32
 KIND: Final = "example.com/pgpu"
-CHECKPOINT: Final = pods.CHECKPOINT.removeprefix("/")
+CHECKPOINT: Final = f"{pods.KUBELET}/{pods.CHECKPOINT}".removeprefix("/")
 NO_AGENT: Final = Unsaid(reason="no agent runs")
 GO: Final = KataHandler(name="kata-qemu-nvidia-gpu", runtime=Runtime.GO, config="/x.toml")
 RUST: Final = KataHandler(name="kata-rs", runtime=Runtime.RUST, config="/y.toml")
@@ -150,6 +150,14 @@ def test_a_checkpoint_of_another_form_is_unknown(text: str, kernel: FakeKernel) 
     kernel.tree.text(CHECKPOINT, text)
     assert isinstance(pods.allocations(kernel.host), Unknown)
     assert "what kubelet gave it is not known" in whole(explained(kernel))
+
+
+def test_kubelet_may_keep_its_files_elsewhere(kernel: FakeKernel) -> None:
+    (kernel.tree.root / "var/lib/k0s").mkdir(parents=True)
+    (kernel.tree.root / "var/lib/kubelet").rename(kernel.tree.root / "var/lib/k0s/kubelet")
+    moved = replace(GO, pod_resource_api_sock="/var/lib/k0s/kubelet/pod-resources/kubelet.sock")
+    assert "what kubelet gave it is not known" in whole(explained(kernel, handlers=(GO,)))
+    assert f"container cuda has {KIND}" in whole(explained(kernel, handlers=(moved,)))
 
 
 def test_ids_of_an_old_kubelet_are_a_list(kernel: FakeKernel) -> None:

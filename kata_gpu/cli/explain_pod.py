@@ -1,6 +1,7 @@
 """``kata-gpu explain pod NAMESPACE/NAME``: why a pod does not get its GPU."""
 
 import argparse
+from typing import Final
 
 from kata_gpu.cli import configuration, context, output
 from kata_gpu.cli.exit_code import ExitCode
@@ -13,6 +14,8 @@ from kata_gpu.model.pod import PodFacts
 from kata_gpu.observe.document import document
 from kata_gpu.plan import pods as explaining
 from kata_gpu.settings.agent import Settings
+
+_SOCKET: Final = "/pod-resources/kubelet.sock"
 
 
 def explain(options: argparse.Namespace, word: Said | Unsaid) -> int:
@@ -43,12 +46,20 @@ def look(
         namespace=namespace,
         name=name,
         uids=uids,
-        allocations=pods.allocations(host),
+        allocations=pods.allocations(host, _kubelet(handlers)),
         lines=pods.journal(host, namespace, name, uids),
         specs=cdi.read(host, settings.cdi_directory),
         handlers=handlers,
         said=word,
     )
+
+
+def _kubelet(handlers: tuple[KataHandler, ...]) -> str:
+    """Return kubelet's directory, by the socket that Kata asks; distributions move it."""
+    for handler in handlers:
+        if handler.pod_resource_api_sock.endswith(_SOCKET):
+            return handler.pod_resource_api_sock.removesuffix(_SOCKET)
+    return pods.KUBELET
 
 
 def _handlers(options: argparse.Namespace, settings: Settings) -> tuple[KataHandler, ...]:

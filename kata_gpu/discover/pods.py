@@ -16,7 +16,10 @@ from kata_gpu.host import Host, cgroups, files
 from kata_gpu.model.node_facts import Unknown
 from kata_gpu.model.pod import Allocations, JournalLine, PodDevice
 
-CHECKPOINT: Final = "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint"
+KUBELET: Final = "/var/lib/kubelet"
+CHECKPOINT: Final = "device-plugins/kubelet_internal_checkpoint"
+"""Below kubelet's directory."""
+
 _CHECKPOINT_MAX_BYTES: Final = 16 << 20
 _NO_CHECKPOINT: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _PROGRAMS: Final = ("kata", "containerd", "crio", "kubelet", "k3s", "rke2", "kata-runtime")
@@ -44,11 +47,11 @@ def _age(folder: Path) -> float:
         return 0.0
 
 
-def allocations(host: Host) -> Allocations | Unknown:
-    """Return what kubelet's checkpoint says, or why it does not."""
+def allocations(host: Host, kubelet: str = KUBELET) -> Allocations | Unknown:
+    """Return what the checkpoint in *kubelet*'s directory says, or why it does not."""
     import json  # noqa: PLC0415 - for who looks at a pod
 
-    path = host.path(CHECKPOINT)
+    path = host.path(f"{kubelet}/{CHECKPOINT}")
     try:
         data = json.loads(files.read_plain(path, max_bytes=_CHECKPOINT_MAX_BYTES))["Data"]
         return Allocations(
@@ -61,7 +64,7 @@ def allocations(host: Host) -> Allocations | Unknown:
     except HostError as error:
         return Unknown(reason=str(error))
     except _NO_CHECKPOINT as error:
-        return Unknown(reason=f"cannot read {CHECKPOINT}: it has another form ({error!r:.100})")
+        return Unknown(reason=f"cannot read {path}: it has another form ({error!r:.100})")
 
 
 def _by_pod(entries: Iterable[Mapping[str, Any]]) -> dict[str, tuple[PodDevice, ...]]:

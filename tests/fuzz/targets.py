@@ -222,7 +222,7 @@ def cdi_file(data: bytes, folder: Path) -> None:
 def pod(data: bytes, folder: Path) -> None:
     """Kubelet's checkpoint and the journal, for who explains a pod."""
     checkpoint, _, journal = data.partition(FIELD)
-    path = folder / pods.CHECKPOINT.removeprefix("/")
+    path = folder / pods.KUBELET.removeprefix("/") / pods.CHECKPOINT
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(checkpoint)
     (folder / f"var/log/pods/ml_x_{_UID}").mkdir(parents=True, exist_ok=True)

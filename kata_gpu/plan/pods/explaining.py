@@ -309,7 +309,7 @@ def _resolved(case: _Case, device: PodDevice) -> Iterator[str]:
 def _about_handler(case: _Case) -> Iterator[str]:
     runtimes = " or ".join(LIBRARIES[runtime].name for runtime in case.runtimes)
     if case.handler is None:
-        yield f"it is not known, so both are looked at: {runtimes}"
+        yield (f"it is not known, so this is for {runtimes}; a pod without Kata needs none of it")
     else:
         yield f"{case.handler}, of {runtimes}"
 
