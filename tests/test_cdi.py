@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kata_gpu.discover.cdi import parse
 from kata_gpu.model.blueprint import KataHandler, Runtime
+from kata_gpu.model.cdi import CdiFile, CdiSpecs, NodeKind, Scope
 from kata_gpu.model.iommu import Verdict
 from kata_gpu.model.unit import Unit
 from kata_gpu.plan import cdi
@@ -190,6 +192,53 @@ def test_a_handler_that_can_have_nothing_is_named(
     found = list(choice.findings(access, replace(PLATFORM, iommufd=iommufd), [one]))
     assert [finding.subject for finding in found] == [f"handler {one.name}"] * (told is not None)
     assert all(told is not None and finding.reason.startswith(told) for finding in found)
+
+
+# Held to the rules for everybody
+
+
+def found(path: str, text: str, readers: tuple[Runtime, ...] = tuple(Runtime)) -> CdiFile:
+    directory = path.rpartition("/")[0]
+    content = parse(path, text.encode())
+    return CdiFile(path=path, directory=directory, content=content, readers=readers)
+
+
+@given(offers)
+@settings(max_examples=50, deadline=None)
+def test_what_we_write_has_no_fault_for_any_runtime(devices: dict[str, tuple[str, ...]]) -> None:
+    text = cdi.render(KIND, devices)
+    assert text is not None
+    nodes = {path: NodeKind.DEVICE for paths in devices.values() for path in paths}
+    ours = found(cdi.path("/var/run/cdi", KIND), text)
+    specs = CdiSpecs(files=(ours,), nodes=nodes, ours="/var/run/cdi")
+    assert cdi.judge(specs) == ()
+    assert {d.name: d.nodes for d in cdi.devices(specs)} == {
+        f"{KIND}={name}": paths for name, paths in devices.items()
+    }
+    assert all(d.is_ours and d.go and d.rust and not d.missing for d in cdi.devices(specs))
+
+
+places = st.sets(
+    st.sampled_from([f"{d}/{n}.json" for d in ("/etc/cdi", "/var/run/cdi") for n in "abc"]),
+    min_size=1,
+)
+
+
+@given(places)
+@settings(max_examples=60, deadline=None)
+def test_each_runtime_takes_one_file_unless_two_are_in_one_directory(paths: set[str]) -> None:
+    text = cdi.render(KIND, {"x": ("/dev/vfio/1",)})
+    assert text is not None
+    specs = CdiSpecs(files=tuple(found(path, text) for path in sorted(paths)))
+    stopped = {fault.file for fault in cdi.judge(specs) if Scope.EVERY_POD in fault.scopes}
+    by_folder: dict[str, list[str]] = {}
+    for path in paths:
+        by_folder.setdefault(path.rpartition("/")[0], []).append(path)
+    assert stopped == {path for near in by_folder.values() if len(near) > 1 for path in near}
+    for runtime, last in ((Runtime.GO, "/var/run/cdi"), (Runtime.RUST, "/etc/cdi")):
+        won = [d.file for d in cdi.devices(specs) if (d.go if runtime is Runtime.GO else d.rust)]
+        candidates = by_folder.get(last) or next(iter(by_folder.values()))
+        assert won == (candidates if len(candidates) == 1 else [])
 
 
 # Where
