@@ -49,6 +49,9 @@ class CdiDocument:
     is_other_form: bool = False
     """Whether it is YAML in a file whose name says JSON."""
 
+    has_more: bool = False
+    """Whether another document follows; *tree* is the first."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CdiBroken:

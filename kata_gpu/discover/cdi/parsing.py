@@ -94,14 +94,26 @@ def _yaml(text: str, *, is_other_form: bool) -> CdiDocument:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
     repeated: list[str] = []
     try:
-        root = loader.get_single_node()
-        walk = _Walk(loader, repeated)
-        tree = None if root is None else walk.value(root, "", 0)
+        root = loader.get_node() if loader.check_node() else None
+        has_more = root is not None and _has_more(loader)
+        tree = None if root is None else _Walk(loader, repeated).value(root, "", 0)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     finally:
         loader.dispose()
-    return CdiDocument(tree=tree, repeated=tuple(repeated), is_other_form=is_other_form)
+    return CdiDocument(
+        tree=tree, repeated=tuple(repeated), is_other_form=is_other_form, has_more=has_more
+    )
+
+
+def _has_more(loader: Any) -> bool:
+    """Tell whether a document follows; one that is broken does."""
+    import yaml  # noqa: PLC0415 - as in `_yaml`
+
+    try:
+        return bool(loader.check_node())
+    except yaml.YAMLError:
+        return True
 
 
 class _Walk:

@@ -82,6 +82,8 @@ def _document(document: CdiDocument, nodes: Mapping[str, NodeKind]) -> Iterator[
         return
     if document.is_other_form:
         yield "json-form", "", "its name says JSON, and it is YAML"
+    if document.has_more:
+        yield "second-document", "", "another document follows, which runtime-rs does not take"
     for place in document.repeated:
         yield "repeated-key", place, "it is there twice"
     version = tree.get("cdiVersion")

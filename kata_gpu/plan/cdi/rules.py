@@ -57,6 +57,13 @@ RULES: Final[Mapping[str, Rule]] = {
     "repeated-key": Rule(
         go=_POD, rust=_POD, basis="read, read", source="yaml.UnmarshalStrict; serde duplicate field"
     ),
+    "second-document": Rule(
+        go=None,
+        rust=_POD,
+        basis="read, read",
+        source="yaml.UnmarshalStrict reads the first; serde_yaml::from_slice wants one",
+        remedy="have each spec in a file of its own",
+    ),
     "below-directory": Rule(
         go=Scope.IGNORED,
         rust=None,
