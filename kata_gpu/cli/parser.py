@@ -151,8 +151,8 @@ def _add_cdi(verbs: _Verbs, name: str) -> None:
     parser = verbs.add_parser(
         name,
         help="tell whether Kata's runtimes can read this node's CDI files",
-        description="Look at CDI files, whoever wrote them: one that a Kata runtime refuses stops "
-        "every pod that asks for a GPU, and nothing on the node says which it was. Changes "
+        description="Look at CDI files, whoever wrote them: one that a Kata runtime refuses stops\n"
+        "every pod that asks for a GPU, and nothing on the node says which it was. Changes\n"
         "nothing and needs no blueprint and no agent.",
         epilog=_CDI_EPILOG,
         formatter_class=_OverviewHelp,
