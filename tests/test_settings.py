@@ -174,7 +174,7 @@ def test_every_key_reaches_the_settings() -> None:
 @pytest.mark.parametrize(
     ("text", "where", "allowed"),
     [
-        (HEAD + "pools = []", "pools", "drift, kata, pool, schema, version"),
+        (HEAD + "pools = []", "pools", "cdi, drift, kata, pool, schema, version"),
         (
             HEAD + POOL.replace("KEY", "max = 1"),
             "pool[1].max",

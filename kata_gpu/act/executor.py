@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import assert_never
 
 from kata_gpu.act import cleaning, moving, services, virtuals
@@ -23,6 +24,7 @@ from kata_gpu.model.plan import (
     CleanUnit,
     LoadModule,
     MakeVirtuals,
+    MoveFile,
     MoveGroup,
     NoteUse,
     Plan,
@@ -134,7 +136,7 @@ def _do(host: Host, step: Step, journal: Journal, looks: Looks) -> None:
             moving.move(host, step, journal, looks)
         case CleanUnit():
             cleaning.clean(host, step, journal, looks)
-        case WriteFile() | RemoveFile():
+        case WriteFile() | RemoveFile() | MoveFile():
             _change_file(host, step, journal)
         case NoteUse() | Quarantine():
             _note(step, journal)
@@ -150,13 +152,28 @@ def _change_virtuals(host: Host, step: MakeVirtuals | RemoveVirtuals, journal: J
             virtuals.remove(host, step, journal)
 
 
-def _change_file(host: Host, step: WriteFile | RemoveFile, journal: Journal) -> None:
+def _change_file(host: Host, step: WriteFile | RemoveFile | MoveFile, journal: Journal) -> None:
     match step:
         case WriteFile():
             _write(host, step, journal)
         case RemoveFile(path=path):
             files.remove(host.path(path))
             journal.update(lambda ledger: ledger.without_file(path))
+        case MoveFile():
+            _move_file(host, step)
+
+
+def _move_file(host: Host, step: MoveFile) -> None:
+    source, target = _place(host, step.path), _place(host, step.target)
+    files.move(source, target)
+    if source.exists() or not target.exists():
+        raise VerificationError(f"cannot move {step.path}: it is still there, or is lost")
+
+
+def _place(host: Host, path: str) -> Path:
+    """Return where *path* is below the host's root, its folder's links followed."""
+    folder, _, name = path.rpartition("/")
+    return host.path(f"{files.resolve(folder, root=host.root) or folder}/{name}")
 
 
 def _load(host: Host, step: LoadModule) -> None:

@@ -11,7 +11,8 @@ from kata_gpu.act import executor
 from kata_gpu.act.executor import Progress
 from kata_gpu.act.journal import Journal
 from kata_gpu.discover import inventory as discover
-from kata_gpu.discover import vfio
+from kata_gpu.discover import quarantine, vfio
+from kata_gpu.discover.cdi import read as read_cdi
 from kata_gpu.errors import HostError, LedgerError
 from kata_gpu.host import Host, children, files, holders
 from kata_gpu.model.blueprint import Blueprint
@@ -98,7 +99,13 @@ def look(host: Host, settings: Settings, blueprint: Blueprint, ledger: Ledger) -
     )
     addresses = [function.address for function in found.functions if not function.is_bridge]
     users = holders.find(host, addresses)
-    return replace(found, holders={address: who for address, who in users.items() if who})
+    return replace(
+        found,
+        holders={address: who for address, who in users.items() if who},
+        cdi=read_cdi(host, settings.cdi_directory),
+        quarantine=settings.quarantine,
+        set_aside=quarantine.read(host, settings.quarantine),
+    )
 
 
 def make_plan(

@@ -19,16 +19,9 @@ _HEADER: Final = ("HANDLER", "RUNTIME", "HYPERVISOR", "VERSION", "INSTALLED", "T
 _WIDE: Final = ("CONFIG", "BASE")
 
 
-def kata(options: argparse.Namespace) -> int:
-    """Do what the second word says."""
-    host = context.host(options)
-    if options.word == "show":
-        return _show(options, host)
-    return _list(options, host)
-
-
-def _list(options: argparse.Namespace, host: Host) -> int:
+def list_(options: argparse.Namespace) -> int:
     """Print every handler; exit with 3 when a runtime would start no pod of one."""
+    host = context.host(options)
     prefixes = configuration.settings(options).kata_prefixes
     files = discover.installed(host, prefixes, _declared(options, host))
     found = [handlers.describe(file) for file in files]
@@ -68,8 +61,9 @@ def _printable(cell: object) -> object:
     return output.printable(cell)
 
 
-def _show(options: argparse.Namespace, host: Host) -> int:
+def show(options: argparse.Namespace) -> int:
     """Print what counts for one handler; exit with 3 when its runtime would start no pod."""
+    host = context.host(options)
     file = _chosen(options, host, _declared(options, host))
     found = handlers.merged(file)
     if options.output in {"json", "yaml"}:

@@ -7,6 +7,7 @@ import argparse
 import functools
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from kata_gpu.cli.output import FORMATS
 if TYPE_CHECKING:
     from kata_gpu.model.pci import PciAddress
 
+_POD_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 _EPILOG: Final = """\
 a first look at a node:
   kata-gpu doctor                    is this node fit for passthrough, and if not, what to do
@@ -27,6 +29,8 @@ a first look at a node:
   kata-gpu apply --dry-run           the same, at the place where it would be done
   kata-gpu apply                     do it, after asking
   kata-gpu status                    what the running agent says
+  kata-gpu cdi validate              which CDI file stops every pod
+  kata-gpu explain pod ml/train-0    why does this pod not get its GPU
   kata-gpu explain 0000:41:00.0      why is this GPU not available, and what to do
   kata-gpu kata list                 which Kata handlers are here
   kata-gpu release --all             give everything back
@@ -34,6 +38,14 @@ a first look at a node:
 files: /etc/kata-gpu/agent.toml (optional), /etc/kata-gpu/blueprint.toml
 exit status: 0 in order or done, 1 failed, 2 plan has steps, 3 refused, unfit or not available,
 64 wrong usage
+"""
+
+_CDI_EPILOG: Final = """\
+for example:
+  kata-gpu cdi validate                        every file that a runtime reads
+  kata-gpu cdi validate ./nvidia.yaml          one file, before it is put there
+  kata-gpu cdi validate --runtime go -o json   for a program, on a node without runtime-rs
+  kata-gpu cdi list                            who offers which device, and who wins
 """
 
 Verb = Callable[[argparse.Namespace], int]
@@ -136,22 +148,77 @@ def _add_status(verbs: _Verbs, name: str) -> None:
     _add_output(parser)
 
 
+def _add_cdi(verbs: _Verbs, name: str) -> None:
+    below = _group(
+        verbs,
+        name,
+        "tell whether Kata's runtimes can read this node's CDI files",
+        "Look at CDI files, whoever wrote them: one that a Kata runtime refuses stops\n"
+        "every pod that asks for a GPU, and nothing on the node says which it was. Changes\n"
+        "nothing and needs no blueprint and no agent.",
+        _CDI_EPILOG,
+    )
+    validate = _verb(
+        below,
+        "validate",
+        "cdi",
+        "tell every fault of CDI files, and what it breaks",
+        "Hold each file against the CDI specification and against what Kata's Go runtime and "
+        "runtime-rs take of it. Each fault has its file, its place in the document, its rule, and "
+        "whether it stops every pod of a runtime or breaks one device. Exits 0 when all is fine, "
+        "3 when a runtime refuses something, or the specification does.",
+    )
+    validate.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="a CDI file (default: all of /etc/cdi, /var/run/cdi and the agent's cdi_directory)",
+    )
+    validate.add_argument(
+        "--runtime", choices=("go", "rust"), help="leave out what only the other one minds"
+    )
+    _add_output(validate)
+    listing = _verb(
+        below,
+        "list",
+        "cdi",
+        "show every device that CDI files name",
+        "Show each device with its file and device nodes, which of these are missing, whether it "
+        "is ours, and whether a pod of the Go runtime and of runtime-rs gets it from that file: "
+        "they search /etc/cdi and /var/run/cdi in opposite order. Exits 3 when a file stops every "
+        "pod of a runtime, and names it.",
+        function="list_",
+    )
+    _add_output(listing)
+
+
 def _add_explain(verbs: _Verbs, name: str) -> None:
     parser = _verb(
         verbs,
         name,
         "explain",
-        "tell why a GPU is not available, and what to do",
+        "tell why a GPU is not available, or a pod has none, and what to do",
         "Say of one device what it is, which unit and pool it belongs to, what is in the way, who "
         "has it, what was done to it, and what makes it available. Asks the agent, and looks "
         "itself where none runs; changes nothing. Exits 0 when it can be had, is had, or is "
-        "where the blueprint wants it, 3 when not.",
+        "where the blueprint wants it, 3 when not. Of a pod (kata-gpu explain pod ml/train-0) it "
+        "says what kubelet gave it, what both of Kata's runtimes make of that, and which known "
+        "failure the journal tells; it exits 3 when something keeps the pod from its devices.",
     )
     parser.add_argument(
         "device",
-        type=_address,
-        metavar="UNIT|ADDRESS",
-        help="PCI address of a unit or of any function near it, as in 0000:41:00.0",
+        type=_subject,
+        metavar="UNIT|ADDRESS|pod",
+        help="PCI address of a unit or of any function near it, as in 0000:41:00.0; or the word "
+        "pod, and then which",
+    )
+    parser.add_argument(
+        "pod",
+        nargs="?",
+        type=_pod,
+        metavar="NAMESPACE/NAME",
+        help="the pod, as in ml/train-0",
     )
     _add_blueprint(parser)
     _add_output(parser)
@@ -238,35 +305,34 @@ def _add_run(verbs: _Verbs, name: str) -> None:
 
 
 def _add_kata(verbs: _Verbs, name: str) -> None:
-    parser = _verb(
+    below = _group(
         verbs,
         name,
-        "kata",
         "show Kata's handlers, and what configuration counts for each",
-        "Find Kata's installations, and merge a handler's base file with the drop-ins in its "
+        "Find Kata's installations, and merge a handler's base file with the drop-ins in its\n"
         "config.d as its runtime does. Changes nothing and needs no agent.",
-        is_leaf=False,
+        "examples:\n"
+        "  kata-gpu kata list -o wide\n"
+        "  kata-gpu kata show kata-qemu-nvidia-gpu --origin",
     )
-    words = parser.add_subparsers(
-        title="words", metavar="WORD", dest="word", required=True, prog=parser.prog
-    )
-    listing = _word(
-        words,
-        parser,
+    listing = _verb(
+        below,
         "list",
-        "every handler of this node",
+        "kata",
+        "show every handler of this node",
         "Show every base file that is installed, behind links each once: its runtime by what it "
         "holds, its version where the installation says it, whether its guests are confidential, "
         "and whether the blueprint configures it. Exits 3 when the files of one are such that its "
         "runtime would start no pod.",
+        function="list_",
     )
     _add_blueprint(listing)
     _add_output(listing)
-    show = _word(
-        words,
-        parser,
+    show = _verb(
+        below,
         "show",
-        "what counts for one handler",
+        "kata",
+        "show what counts for one handler",
         "Print a handler's effective configuration: the base file and all of config.d, merged as "
         "its runtime merges them. What it refuses, changes or ignores is told on standard error. "
         "Exits 3 when it would start no pod. For example: "
@@ -278,14 +344,14 @@ def _add_kata(verbs: _Verbs, name: str) -> None:
     _add_output(show)
 
 
-def _word(
-    words: _Verbs, verb: argparse.ArgumentParser, name: str, summary: str, description: str
-) -> argparse.ArgumentParser:
-    """Add the second word of a verb, with the options that every verb takes."""
-    parser = words.add_parser(name, help=summary, description=description, formatter_class=_Help)
-    parser.set_defaults(verb=verb.get_default("verb"), log_level=None)
-    _add_common(parser)
-    return parser
+def _group(verbs: _Verbs, name: str, summary: str, description: str, epilog: str) -> _Verbs:
+    """Add a verb that is nothing without one of those below it, and return these."""
+    parser = verbs.add_parser(
+        name, help=summary, description=description, epilog=epilog, formatter_class=_OverviewHelp
+    )
+    return parser.add_subparsers(
+        title="verbs", metavar="VERB", required=True, prog=f"kata-gpu {name}"
+    )
 
 
 def _add_completion(verbs: _Verbs, name: str) -> None:
@@ -305,19 +371,17 @@ def _verb(
     module: str,
     summary: str,
     description: str,
-    *,
-    is_leaf: bool = True,
-) -> _Parser:
-    """Add a verb; one that is no leaf leaves the options to its words."""
+    function: str | None = None,
+) -> argparse.ArgumentParser:
+    """Add the verb *name*, which is *function* of a module of this room, or of its own name."""
     parser = verbs.add_parser(name, help=summary, description=description, formatter_class=_Help)
 
     def call(options: argparse.Namespace) -> int:
-        verb: Verb = getattr(importlib.import_module(f"kata_gpu.cli.{module}"), name)
+        verb: Verb = getattr(importlib.import_module(f"kata_gpu.cli.{module}"), function or name)
         return verb(options)
 
     parser.set_defaults(verb=call, log_level=None)
-    if is_leaf:
-        _add_common(parser)
+    _add_common(parser)
     return parser
 
 
@@ -347,6 +411,20 @@ def _address(text: str) -> "PciAddress":
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _subject(text: str) -> "PciAddress | None":
+    """Return the device that is asked about; None when a pod is."""
+    return None if text == "pod" else _address(text)
+
+
+def _pod(text: str) -> tuple[str, str]:
+    namespace, slash, name = text.partition("/")
+    if not (slash and _POD_NAME.fullmatch(namespace) and _POD_NAME.fullmatch(name)):
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r} is no pod: write NAMESPACE/NAME, as in ml/train-0"
+        )
+    return namespace, name
+
+
 def _add_blueprint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blueprint",
@@ -369,6 +447,7 @@ _VERBS: Final = {
     "doctor": _add_doctor,
     "status": _add_status,
     "explain": _add_explain,
+    "cdi": _add_cdi,
     "plan": _add_plan,
     "apply": _add_apply,
     "release": _add_release,

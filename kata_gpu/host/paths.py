@@ -8,11 +8,13 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kata_gpu.errors import HostError
 from kata_gpu.host import files
-from kata_gpu.model.node_facts import FileSystem
+
+if TYPE_CHECKING:
+    from kata_gpu.model.node_facts import FileSystem
 
 _MOUNTINFO_MAX_BYTES: Final = 16 << 20
 
@@ -78,7 +80,7 @@ def link(path: Path) -> str:
         raise HostError(f"cannot follow {path}: {error.strerror}") from error
 
 
-def file_system(path: Path, *, proc: Path) -> FileSystem:
+def file_system(path: Path, *, proc: Path) -> "FileSystem":
     """Return the file system that *path* lies on, by its device number in *proc*'s mountinfo.
 
     Names of mount points would not do: a mount may be hidden by another, and a folder of
@@ -91,6 +93,8 @@ def file_system(path: Path, *, proc: Path) -> FileSystem:
         device, found = os.stat(path).st_dev, os.statvfs(path)
     except OSError as error:
         raise HostError(f"cannot look at {path}: {error.strerror}") from error
+    from kata_gpu.model.node_facts import FileSystem  # noqa: PLC0415 - a module of many values
+
     return FileSystem(
         kind=_kind(proc / "self/mountinfo", f"{os.major(device)}:{os.minor(device)}"),
         is_read_only=bool(found.f_flag & os.ST_RDONLY),

@@ -174,6 +174,8 @@ class Blueprint:
     drift: Drift = Drift.REPAIR
     pools: tuple[Pool, ...] = field(default=())
     handlers: tuple[KataHandler, ...] = field(default=())
+    cdi_quarantine: tuple[str, ...] = field(default=())
+    """Patterns of the names of foreign CDI files that are to be moved out of the way."""
 
     def pool_for(self, function: PciFunction) -> Pool | None:
         """Return the first pool that selects *function*, limits aside; None for none."""

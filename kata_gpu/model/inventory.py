@@ -1,10 +1,11 @@
 """The inventory: what is on this node, as of one moment, with what could not be read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
+from kata_gpu.model.cdi import CdiSpecs
 from kata_gpu.model.holder import Holder
 from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.operation import Operation
@@ -62,6 +63,20 @@ class FileContent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:
+    """A foreign file that was moved out of the way."""
+
+    path: str
+    """Where it was."""
+
+    kept: str
+    """Where it is."""
+
+    is_half_done: bool
+    """Whether the move, or the way back, was cut short: the same file is at both places."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
     """Every PCI function that matters, the groups they form, and the host around them."""
 
@@ -85,6 +100,14 @@ class Inventory:
 
     configurations: "tuple[Configuration, ...]" = ()
     """Of *kata*, each real base file once."""
+    cdi: CdiSpecs = field(default_factory=CdiSpecs)
+    """Everybody's CDI files; none where they were not looked for."""
+
+    quarantine: str | None = None
+    """Where foreign files are moved to; None where it was not looked for."""
+
+    set_aside: tuple[SetAside, ...] = ()
+    """What is there."""
 
     def by_address(self) -> dict[PciAddress, PciFunction]:
         """Return the functions keyed by address."""

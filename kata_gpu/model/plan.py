@@ -324,6 +324,26 @@ class RemoveFile:
         return ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveFile:
+    """Move somebody else's file, as the blueprint says, to where nothing is."""
+
+    path: str
+    target: str
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"move {self.path} to {self.target}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that come to nothing if it fails."""
+        return ()
+
+
 Step = (
     LoadModule
     | StopService
@@ -336,6 +356,7 @@ Step = (
     | StartService
     | WriteFile
     | RemoveFile
+    | MoveFile
 )
 
 

@@ -39,6 +39,11 @@ class Settings:
         return f"{self.state_directory}/ledger.json"
 
     @property
+    def quarantine(self) -> str:
+        """Where foreign files are kept that the blueprint has out of the way."""
+        return f"{self.state_directory}/quarantined"
+
+    @property
     def lock(self) -> str:
         """Path of the lock that the one agent of this node holds."""
         return f"{self.state_directory}/agent.lock"

@@ -266,6 +266,20 @@ class KataTable(Table):
     handler: tuple[HandlerTable, ...] = ()
 
 
+def _foreign(pattern: str) -> str:
+    if not pattern or "/" in pattern or not pattern.isprintable():
+        raise ValueError("expected a pattern for a file's name, such as nvidia.com-*.yaml")
+    if not pattern.strip("*?[]!."):
+        raise ValueError("it would take everybody's files; name their owner in it")
+    return pattern
+
+
+class CdiTable(Table):
+    """``[cdi]``: what becomes of other people's CDI files."""
+
+    quarantine: tuple[Annotated[str, AfterValidator(_foreign)], ...] = ()
+
+
 class BlueprintFile(Table):
     """The whole file."""
 
@@ -274,6 +288,7 @@ class BlueprintFile(Table):
     drift: Annotated[Drift, _one_of(Drift)] = Drift.REPAIR
     pool: tuple[PoolTable, ...] = ()
     kata: KataTable = KataTable()
+    cdi: CdiTable = CdiTable()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -293,6 +308,7 @@ class BlueprintFile(Table):
             drift=self.drift,
             pools=tuple(pool.value() for pool in self.pool),
             handlers=tuple(handler.value() for handler in self.kata.handler),
+            cdi_quarantine=self.cdi.quarantine,
         )
 
 

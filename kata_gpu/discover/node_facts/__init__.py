@@ -4,8 +4,8 @@ One fact that cannot be read is unknown and spoils no other. Texts in them are t
 and untrusted.
 """
 
-from kata_gpu.discover import kata
-from kata_gpu.discover.node_facts import cdi, devices, directories, kernel, modules, processes
+from kata_gpu.discover import cdi, kata
+from kata_gpu.discover.node_facts import devices, directories, kernel, modules, processes
 from kata_gpu.discover.node_facts.known import known
 from kata_gpu.host import Host, paths
 from kata_gpu.model.blueprint import KataHandler

@@ -19,10 +19,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from kata_gpu.model.pci import PciFunction
-from kata_gpu.model.platform import Platform
-from kata_gpu.model.unit import Unit
-
 VERSION: Final = "0.5.0"
 _PREFIX: Final = "kata-gpu-"
 _NO_SPEC: Final = (ValueError, KeyError, TypeError, RecursionError)
@@ -39,17 +35,6 @@ def path(directory: str, kind: str) -> str:
 def is_ours(directory: str, file: str) -> bool:
     """Tell whether *file* is where a spec of ours would lie."""
     return file.startswith(f"{directory}/{_PREFIX}") and file.endswith(".json")
-
-
-def nodes(unit: Unit, functions: Iterable[PciFunction], platform: Platform) -> tuple[str, ...]:
-    """Return the device nodes that give *unit* to a VM.
-
-    With iommufd and a character device for each function those; else the groups' nodes.
-    """
-    cdevs = [function.vfio_cdev for function in functions]
-    if platform.iommufd and cdevs and all(cdevs):
-        return tuple(f"/dev/vfio/devices/{cdev}" for cdev in cdevs)
-    return tuple(f"/dev/vfio/{group}" for group in unit.groups)
 
 
 def render(kind: str, devices: Mapping[str, tuple[str, ...]]) -> str | None:
