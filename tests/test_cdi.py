@@ -173,7 +173,7 @@ def handler(name: str, runtime: Runtime = Runtime.GO) -> KataHandler:
     [
         (handler("kata-qemu-nvidia-gpu"), Access.GROUP, False, None),
         (handler("kata-qemu-nvidia-gpu-snp"), Access.GROUP, True, "its VMs are confidential"),
-        (handler("kata-qemu-nvidia-gpu-tdx"), Access.GROUP, False, "its VMs are confidential"),
+        (handler("kata-qemu-nvidia-gpu-tdx"), Access.GROUP, False, None),
         (
             handler("kata-qemu-nvidia-gpu-snp-runtime-rs", Runtime.RUST),
             Access.GROUP,

@@ -117,14 +117,6 @@ def test_only_runtimes_of_the_blueprint_count(
     assert bool(about(turn, "/etc/cdi/nvidia.yaml")) is is_told
 
 
-def test_a_handler_for_confidential_vms_on_a_node_with_groups_only_is_told(
-    kernel: FakeKernel,
-) -> None:
-    turn = converged(kernel, parsing.parse(TEXT + SNP))
-    told = [finding.reason for finding in about(turn, "handler kata-qemu-nvidia-gpu-snp")]
-    assert any("take iommufd devices only" in reason for reason in told)
-
-
 def test_the_status_tells_it(kernel: FakeKernel, events: Events) -> None:
     write(kernel, RIVAL, kind=KIND)
     write(kernel, "/etc/cdi/nvidia.yaml", cdiVersion="0.7.0")

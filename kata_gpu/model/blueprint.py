@@ -154,6 +154,11 @@ class KataHandler:
         """The trusted environment that it is for, by the blueprint's word: snp, tdx or none."""
         return self.confidential or tee_of(self.name)
 
+    @property
+    def is_confidential(self) -> bool:
+        """Whether its VMs take no legacy VFIO group."""
+        return self.tee != "none"
+
 
 def tee_of(name: str) -> str:
     """Return the trusted environment that a handler's name speaks of: snp, tdx or none.

@@ -10,7 +10,6 @@ RS/crates/hypervisor/src/qemu/cmdline_generator.rs:3520.
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Final
 
 from kata_gpu.model.blueprint import KataHandler, Runtime
 from kata_gpu.model.pci import PciFunction
@@ -27,10 +26,6 @@ class Access(StrEnum):
 
     CDEV = "cdev"
     """/dev/vfio/devices/vfioN for each function, with /dev/iommu."""
-
-
-_CONFIDENTIAL: Final = ("-snp", "-tdx")
-_SUFFIX: Final = "-runtime-rs"
 
 
 def choose(*, iommufd: bool, any_cdev: bool, all_cdevs: bool, is_confidential: bool) -> Access:
@@ -53,13 +48,8 @@ def for_node(
         iommufd=platform.iommufd,
         any_cdev=any(cdevs),
         all_cdevs=bool(cdevs) and all(cdevs),
-        is_confidential=any(map(is_confidential, handlers)),
+        is_confidential=any(handler.is_confidential for handler in handlers),
     )
-
-
-def is_confidential(handler: KataHandler) -> bool:
-    """Tell whether the VMs of *handler* are confidential, by Kata's way to name it."""
-    return handler.name.removesuffix(_SUFFIX).endswith(_CONFIDENTIAL)
 
 
 def nodes(unit: Unit, functions: Iterable[PciFunction], access: Access) -> tuple[str, ...]:
@@ -73,16 +63,22 @@ def nodes(unit: Unit, functions: Iterable[PciFunction], access: Access) -> tuple
 def findings(
     access: Access, platform: Platform, handlers: Iterable[KataHandler]
 ) -> Iterable[Finding]:
-    """Warn of each handler whose VMs can have nothing of a node that gives *access*."""
+    """Warn of each handler whose VMs can have nothing of a node that gives *access*.
+
+    Less confidential ones on a node without iommufd, which get no drop-in for that reason.
+    """
     for handler in handlers:
-        if is_confidential(handler) and access is Access.GROUP:
-            yield _cannot(
-                handler,
-                "its VMs are confidential and take iommufd devices only, and this node has "
-                "legacy VFIO groups",
-            )
-        elif handler.runtime is Runtime.RUST and not platform.iommufd:
-            yield _cannot(handler, "runtime-rs opens /dev/iommu for any device, and it is not here")
+        match handler.is_confidential, platform.iommufd:
+            case True, True if access is Access.GROUP:
+                yield _cannot(
+                    handler,
+                    "its VMs are confidential and take iommufd devices only, and the functions "
+                    "of this node have VFIO groups only",
+                )
+            case False, False if handler.runtime is Runtime.RUST:
+                yield _cannot(
+                    handler, "runtime-rs opens /dev/iommu for any device, and it is not here"
+                )
 
 
 def _cannot(handler: KataHandler, reason: str) -> Finding:

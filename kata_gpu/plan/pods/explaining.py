@@ -15,7 +15,6 @@ from kata_gpu.model.node_facts import Unknown
 from kata_gpu.model.pod import JournalLine, PodDevice, PodFacts
 from kata_gpu.model.unit import UnitState
 from kata_gpu.plan import cdi
-from kata_gpu.plan.cdi import choice
 from kata_gpu.plan.cdi.libraries import LIBRARIES
 from kata_gpu.plan.kata.dialect import DIALECTS
 from kata_gpu.plan.pods import failures
@@ -191,7 +190,7 @@ def _of_handler(case: _Case) -> Iterator[Cause]:
     if handler is None:
         return
     groups = [path for path in paths if _GROUP.fullmatch(path)]
-    if choice.is_confidential(handler) and groups:
+    if handler.is_confidential and groups:
         failure = failures.FAILURES["confidential-group"]
         yield Cause(
             what=f"handler {handler.name} is for confidential VMs, and the pod has the legacy "
