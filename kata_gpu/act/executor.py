@@ -29,6 +29,7 @@ from kata_gpu.model.plan import (
     Quarantine,
     RemoveFile,
     RemoveVirtuals,
+    RestartService,
     StartService,
     Step,
     StopService,
@@ -126,7 +127,7 @@ def _do(host: Host, step: Step, journal: Journal, looks: Looks) -> None:
     match step:
         case LoadModule():
             _load(host, step)
-        case StopService() | StartService():
+        case StopService() | StartService() | RestartService():
             _switch(host, step, journal)
         case MakeVirtuals() | RemoveVirtuals():
             _change_virtuals(host, step, journal)
@@ -176,12 +177,16 @@ def _write(host: Host, step: WriteFile, journal: Journal) -> None:
         raise VerificationError(f"cannot write {step.path}: it reads back otherwise")
 
 
-def _switch(host: Host, step: StopService | StartService, journal: Journal) -> None:
+def _switch(
+    host: Host, step: StopService | StartService | RestartService, journal: Journal
+) -> None:
     match step:
         case StopService(name=name):
             services.stop(host, name, journal)
         case StartService(name=name):
             services.start(host, name, journal)
+        case RestartService(name=name, path=path):
+            services.restart(host, name, path, journal)
 
 
 def _note(step: NoteUse | Quarantine, journal: Journal) -> None:

@@ -223,6 +223,44 @@ def _add_release(verbs: _Verbs, name: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
 
+def _add_runtime(verbs: _Verbs, name: str) -> None:
+    parser = verbs.add_parser(
+        name,
+        help="show how containerd or CRI-O is wired to Kata, and render the cluster's classes",
+        description="kata-gpu runtime check tells which handler leads where; kata-gpu runtime "
+        "render prints the RuntimeClasses and DeviceClasses that go with the blueprint.",
+        formatter_class=_Help,
+    )
+    actions = parser.add_subparsers(
+        title="actions", metavar="ACTION", required=True, prog=f"kata-gpu {name}"
+    )
+    check = _verb(
+        actions,
+        "check",
+        "runtime",
+        "tell which handler leads where, and what is wrong",
+        "Read the container runtime's configuration as it does, and show each Kata handler: the "
+        "file that has the last word on it, its shim, its base file, its RuntimeClass; what hides "
+        "what, what the blueprint misses, and what must be restarted. With -o wide also the "
+        "tables of our own handlers, to be added by hand where no drop-in can be. Changes nothing. "
+        "Exits 3 when something is wrong or refused. Example: kata-gpu runtime check -o wide",
+    )
+    _add_blueprint(check)
+    _add_output(check)
+    render = _verb(
+        actions,
+        "render",
+        "runtime",
+        "print RuntimeClasses and DeviceClasses for the blueprint",
+        "Print the RuntimeClass of each handler and the DeviceClasses as YAML, for kubectl apply. "
+        "Example: kata-gpu runtime render | kubectl apply -f -",
+    )
+    _add_blueprint(render)
+    render.add_argument(
+        "--directory", type=Path, metavar="DIR", help="write a file for each class there instead"
+    )
+
+
 def _add_run(verbs: _Verbs, name: str) -> None:
     parser = _verb(
         verbs,
@@ -313,6 +351,7 @@ _VERBS: Final = {
     "apply": _add_apply,
     "release": _add_release,
     "clear": _add_clear,
+    "runtime": _add_runtime,
     "run": _add_run,
     "completion": _add_completion,
 }

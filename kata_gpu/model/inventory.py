@@ -9,6 +9,7 @@ from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.platform import Platform
+from kata_gpu.model.runtime import ContainerRuntime
 from kata_gpu.model.vfio import VfioDriver
 
 
@@ -75,6 +76,9 @@ class Inventory:
     read_at: datetime  # UTC
     vfio_drivers: tuple[VfioDriver, ...] = ()
     """For each function but bridges, by address; empty where they were not looked for."""
+
+    runtimes: tuple[ContainerRuntime, ...] = ()
+    """The node's container runtimes; empty where they were not looked for."""
 
     def by_address(self) -> dict[PciAddress, PciFunction]:
         """Return the functions keyed by address."""

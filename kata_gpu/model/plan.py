@@ -116,6 +116,26 @@ class StartService:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RestartService:
+    """Restart a service so that it reads a file of ours; without the file if it does not start."""
+
+    name: str
+    path: str
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"restart service {self.name}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that come to nothing if it fails."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MakeVirtuals:
     """Give a physical function its SR-IOV virtual functions, which no host driver may take."""
 
@@ -334,6 +354,7 @@ Step = (
     | CleanUnit
     | Quarantine
     | StartService
+    | RestartService
     | WriteFile
     | RemoveFile
 )
