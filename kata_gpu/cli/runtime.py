@@ -28,7 +28,7 @@ def check(options: argparse.Namespace) -> int:
     found = discover.find(host)
     targets = discover.targets(host, rules.named_paths(wanted, found))
     wires = rules.wires(wanted, found, targets)
-    faults = rules.faults(wanted, found)
+    faults = rules.faults(wanted, found, targets)
     body = output.printable(
         {
             "runtimes": [_runtime(runtime) for runtime in found],

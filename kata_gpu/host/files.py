@@ -7,6 +7,7 @@ and no temporary behind. Nothing is opened through a symbolic link.
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,9 @@ def read(path: Path, *, max_bytes: int = _READ_MAX_BYTES) -> str | None:
     """
     try:
         raw = bytearray()
-        with path.open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_open_what_does_not_wait) as file:
+            if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                raise HostError(f"cannot read {path}: it is a pipe")
             while chunk := file.read(_CHUNK_BYTES):
                 raw += chunk
                 if len(raw) > max_bytes:
@@ -38,6 +41,10 @@ def read(path: Path, *, max_bytes: int = _READ_MAX_BYTES) -> str | None:
         raise HostError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise HostError(f"cannot read {path}: not UTF-8 at byte {error.start}") from error
+
+
+def _open_what_does_not_wait(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe waits for its other end
 
 
 def replace(path: Path, content: str, *, staging: Path, mode: int = 0o644) -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.runtime import ContainerRuntime, RuntimeKind, Target, Wire
-from kata_gpu.plan.runtime import classes, handlers, spot, tables, wiring
+from kata_gpu.plan.runtime import classes, handlers, soundness, spot, tables, wiring
 from kata_gpu.plan.runtime.handlers import FoundHandler
 from kata_gpu.plan.runtime.spot import Spot
 
@@ -61,10 +62,12 @@ def to_add(blueprint: Blueprint, runtimes: Sequence[ContainerRuntime]) -> str | 
     return wiring.text(wiring.pairs(blueprint), spot.version_to_write(runtime))
 
 
-def faults(blueprint: Blueprint, runtimes: Sequence[ContainerRuntime]) -> tuple[str, ...]:
+def faults(
+    blueprint: Blueprint, runtimes: Sequence[ContainerRuntime], targets: Targets
+) -> tuple[str, ...]:
     """Return what is wrong with the configurations as a whole, or not as the blueprint asks."""
-    found = [fault for runtime in runtimes for fault in _faults(runtime)]
-    _, findings = wiring.drop_ins(blueprint, runtimes)
+    found = [fault for runtime in runtimes for fault in soundness.faults(runtime)]
+    _, findings = wiring.drop_ins(blueprint, runtimes, partial(_is_same, targets))
     return (*found, *map(str, findings))
 
 
@@ -76,21 +79,6 @@ def unread(runtimes: Iterable[ContainerRuntime]) -> tuple[str, ...]:
         for file in runtime.files
         if wiring.is_unread(runtime, file.path)
     )
-
-
-def _faults(runtime: ContainerRuntime) -> Iterable[str]:
-    main = handlers.config_version(runtime)
-    for file in runtime.files:
-        if file.problem is not None:
-            yield f"{runtime.kind} does not start with {file.path}: {file.problem}"
-            continue
-        version = handlers.version_of(file)
-        if runtime.kind is RuntimeKind.CRIO or main is None or version is None or version <= main:
-            continue
-        yield (
-            f"{file.path} is of version {version} and {runtime.place.main} of version {main}: "
-            f"containerd 2.3 does not start with it, and 2.0 to 2.2 lose settings"
-        )
 
 
 def _wire(
@@ -150,7 +138,7 @@ def _unwired(blueprint: Blueprint, runtimes: Sequence[ContainerRuntime], name: s
     fault = (
         f"it is not wired yet: kata-gpu apply writes {place.path}"
         if isinstance(place, Spot)
-        else f"it is not wired: {place.reason}; {place.remedy}"
+        else f"it is not wired: {place.reason}"
     )
     return Wire(
         handler=name,

@@ -37,19 +37,21 @@ class RuntimeClass:
 def runtime_classes(blueprint: Blueprint) -> tuple[RuntimeClass, ...]:
     """Return a class for each handler of ours; without any, for each of Kata's.
 
-    Two of Kata's handlers never get one name: the later keeps its own.
+    No two of Kata's handlers get one name: where it is taken, a handler keeps its own.
     """
     own = blueprint.wiring.handlers
     if own:
         return tuple(
             RuntimeClass(name=h.name, handler=h.name, tee=_tee(h.name, h.base)) for h in own
         )
-    found: dict[str, RuntimeClass] = {}
+    taken = {handler.name for handler in blueprint.handlers}
+    found = []
     for handler in blueprint.handlers:
         short = class_name(handler.name)
-        name = handler.name if short in found or len(short) > _NAME_MAX else short
-        found[name] = RuntimeClass(name=name, handler=handler.name, tee=_tee(handler.name))
-    return tuple(found.values())
+        name = handler.name if short in taken or len(short) > _NAME_MAX else short
+        taken.add(name)
+        found.append(RuntimeClass(name=name, handler=handler.name, tee=_tee(handler.name)))
+    return tuple(found)
 
 
 def class_name(handler: str) -> str:

@@ -3,7 +3,11 @@
 The main file is never edited. A drop-in that would do harm is not written: containerd 1 lets a
 file that names a plugin replace all that the files before it say of that plugin. To write the
 whole of it, as merged today, would be no better: what an admin changes in the main file
-tomorrow, a registry or a proxy, would be without effect for every pod of the node.
+tomorrow, a registry or a proxy, would be without effect for every pod of the node. Where no file
+speaks of that plugin it is no better either: one that names a runtime has containerd 1 forget
+runc, which it knows by itself.
+
+Source: containerd, issues 5837 and 7982.
 """
 
 from dataclasses import dataclass
@@ -76,10 +80,12 @@ def _containerd(runtime: ContainerRuntime) -> Spot | Obstacle:
             remedy="containerd config migrate shows it in the present form",
         )
     folder = _folder(runtime, main, version)
+    harm = _harm(runtime, f"{folder}/{NAME}")
+    if harm is not None:
+        return harm
     if folder is None:
         return _no_import(runtime, main, version)
-    spot = Spot(path=f"{folder}/{NAME}", staging=_above(folder), version=min(version, _VERSION_MAX))
-    return _harm(runtime, spot) or spot
+    return Spot(path=f"{folder}/{NAME}", staging=_above(folder), version=min(version, _VERSION_MAX))
 
 
 def _no_main(runtime: ContainerRuntime) -> Obstacle:
@@ -125,29 +131,52 @@ def _imports(pattern: str, path: str) -> bool:
 def _no_import(runtime: ContainerRuntime, main: RuntimeFile, version: int) -> Obstacle:
     wanted = f"{runtime.place.folder(version)}/*.toml"
     line = ", ".join(f'"{pattern}"' for pattern in (*imports(main), wanted))
-    where = main.path
-    if runtime.kind in {RuntimeKind.K3S, RuntimeKind.RKE2}:  # they write it at each start
-        template = "config-v3.toml.tmpl" if version >= _VERSION_MAX else "config.toml.tmpl"
-        where = f"{_above(main.path)}/{template}"
+    template = _template(runtime)
+    where = (
+        f"before the first table of {main.path}"
+        if template is None
+        else f'above {{{{ template "base" . }}}} in {template}'
+    )
     return Obstacle(
         reason=f"{main.path} imports no folder that a drop-in could go to",
-        remedy=f"put this line before the first table of {where}: imports = [{line}]",
+        remedy=f"put this line {where}: imports = [{line}]",
     )
 
 
-def _harm(runtime: ContainerRuntime, spot: Spot) -> Obstacle | None:
+def _template(runtime: ContainerRuntime) -> str | None:
+    """Return what the main file is made from at each start; None where it is nobody's work."""
+    if runtime.kind not in {RuntimeKind.K3S, RuntimeKind.RKE2}:
+        return None
+    is_newest = (handlers.config_version(runtime) or 0) >= _VERSION_MAX
+    name = "config-v3.toml.tmpl" if is_newest else "config.toml.tmpl"
+    return f"{_above(runtime.place.main)}/{name}"
+
+
+def _harm(runtime: ContainerRuntime, ours: str) -> Obstacle | None:
     """Object to a drop-in that would take settings of others away."""
     if handlers.merges_tables(runtime):
         return None
-    others = [f.path for f in runtime.files if f.path != spot.path and handlers.has_plugin(f)]
+    main, release = runtime.place.main, runtime.version or "1"
+    others = [file.path for file in runtime.files if file.path != ours and _speaks(file)]
     if not others:
-        return None
-    release = runtime.version or "1"
+        return Obstacle(
+            reason=f"no file speaks of {handlers.CRI_V2}, and containerd {release} forgets its own "
+            f"runc once a drop-in names a runtime",
+            remedy=f"write {_template(runtime) or main} in full, as containerd config default "
+            f"does, and add our tables to it; {_SHOW}",
+        )
+    where = others[-1]
+    if where == main:
+        where = _template(runtime) or where
     return Obstacle(
         reason=f"containerd {release} would replace all that {others[-1]} says of "
         f"{handlers.CRI_V2} by what a drop-in says of it",
-        remedy=f"add our tables to {others[-1]}; {_SHOW}",
+        remedy=f"add our tables to {where}; {_SHOW}",
     )
+
+
+def _speaks(file: RuntimeFile) -> bool:
+    return file.tables is None or handlers.has_plugin(file)  # who knows what is in it
 
 
 def _above(path: str) -> str:

@@ -1,7 +1,9 @@
 """The container runtime's drop-in as it should be, and when it has to be read anew."""
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from kata_gpu.model.blueprint import Blueprint, KataHandler, Restart, RuntimeHandler, Wiring
 from kata_gpu.model.plan import (
@@ -13,11 +15,13 @@ from kata_gpu.model.plan import (
     WriteFile,
 )
 from kata_gpu.model.runtime import ContainerRuntime, RuntimeKind
-from kata_gpu.plan.runtime import handlers, spot, tables
+from kata_gpu.plan.runtime import handlers, soundness, spot, tables
 from kata_gpu.plan.runtime.spot import Obstacle, Spot
 from kata_gpu.plan.situation import Situation
 
-_SUBJECT = "container runtime"
+_SUBJECT: Final = "container runtime"
+
+Same = Callable[[str, str | None], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +47,11 @@ def chosen(wiring: Wiring, runtimes: Sequence[ContainerRuntime]) -> ContainerRun
         return found[0]
     if found:
         kinds = ", ".join(r.kind for r in found)
+        words = " or ".join(f'"{r.kind}"' for r in found)
         return refusal(
             _SUBJECT,
             f"the node has several ({kinds}), and nobody says which one runs the pods",
-            f'say it in the blueprint: [runtime] kind = "{found[0].kind}"',
+            f"say it in the blueprint: [runtime] kind = {words}",
         )
     wanted = wiring.kind or "containerd or CRI-O"
     return refusal(
@@ -57,9 +62,12 @@ def chosen(wiring: Wiring, runtimes: Sequence[ContainerRuntime]) -> ContainerRun
 
 
 def drop_ins(
-    blueprint: Blueprint, runtimes: Sequence[ContainerRuntime]
+    blueprint: Blueprint, runtimes: Sequence[ContainerRuntime], is_same: Same = operator.eq
 ) -> tuple[tuple[DropIn, ...], tuple[Finding, ...]]:
-    """Return the drop-in that the blueprint's own handlers need, and what is not done."""
+    """Return the drop-in that the blueprint's own handlers need, and what is not done.
+
+    *is_same* tells whether two paths lead to one base file.
+    """
     if not blueprint.wiring.handlers:
         return (), ()
     runtime = chosen(blueprint.wiring, runtimes)
@@ -67,7 +75,7 @@ def drop_ins(
         return (), (runtime,)
     place = spot.find(runtime)
     ours = place.path if isinstance(place, Spot) else None
-    missing, findings = _missing(blueprint, runtime, ours)
+    missing, findings = _missing(blueprint, runtime, ours, is_same)
     if not missing:
         return (), tuple(findings)
     if isinstance(place, Obstacle):
@@ -96,7 +104,7 @@ def pairs(blueprint: Blueprint) -> tuple[tuple[RuntimeHandler, KataHandler], ...
 
 
 def _missing(
-    blueprint: Blueprint, runtime: ContainerRuntime, ours: str | None
+    blueprint: Blueprint, runtime: ContainerRuntime, ours: str | None, is_same: Same
 ) -> tuple[list[tuple[RuntimeHandler, KataHandler]], list[Finding]]:
     """Return the handlers that no other file wires, and those that one wires otherwise."""
     others = [h for h in handlers.found(runtime) if h.file != ours]
@@ -105,7 +113,7 @@ def _missing(
         same = handlers.named(others, handler.name)
         if not same:
             missing.append((handler, base))
-        elif same[-1].config != base.config:
+        elif not is_same(base.config, same[-1].config):
             findings.append(
                 refusal(
                     f"handler {handler.name}",
@@ -141,7 +149,8 @@ def restarts(
     if not needs and not is_unread(runtime, place.path):
         return (), ()
     service = runtime.service
-    is_allowed = now.blueprint.wiring.restart is Restart.WHEN_CHANGED
+    is_wished = now.blueprint.wiring.restart is Restart.WHEN_CHANGED
+    is_allowed = is_wished and not tuple(soundness.faults(runtime))  # it might not start again
     if is_allowed and service is not None and service not in now.failed:
         reason = f"it reads {place.path} only when it starts"
         return (RestartService(name=service, path=place.path, reason=reason, needs=needs),), ()
@@ -170,6 +179,9 @@ def _ask(runtime: ContainerRuntime, path: str, now: Situation) -> Finding:
     setback = now.failed.get(name)
     if setback is not None:
         reason = f"{reason}, and that failed: {setback.reason}"
+    unsound = next(iter(soundness.faults(runtime)), None)
+    if unsound is not None:
+        reason = f"{reason}, and may not come up again: {unsound}"
     return Finding(
         severity=Severity.WARNING,
         subject=str(runtime.kind),
