@@ -21,7 +21,7 @@ Done = subprocess.CompletedProcess[str]
 
 VERBS: Final = (
     *("inventory", "doctor", "status", "explain", "plan", "apply", "release", "clear", "run"),
-    "completion",
+    *("runtime", "uninstall", "completion"),
 )
 COMMAND: Final = (sys.executable, "-m", "kata_gpu")
 ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}

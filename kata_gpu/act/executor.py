@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import assert_never
 
-from kata_gpu.act import cleaning, moving, services, virtuals
+from kata_gpu.act import cleaning, moving, owned_files, services, virtuals
 from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HeldError, KataGpuError, VerificationError
-from kata_gpu.host import Host, files, modules
+from kata_gpu.host import Host, modules
 from kata_gpu.model.plan import (
     CleanUnit,
     LoadModule,
@@ -154,10 +154,9 @@ def _change_virtuals(host: Host, step: MakeVirtuals | RemoveVirtuals, journal: J
 def _change_file(host: Host, step: WriteFile | RemoveFile, journal: Journal) -> None:
     match step:
         case WriteFile():
-            _write(host, step, journal)
-        case RemoveFile(path=path):
-            files.remove(host.path(path))
-            journal.update(lambda ledger: ledger.without_file(path))
+            owned_files.write(host, step, journal)
+        case RemoveFile():
+            owned_files.remove(host, step, journal)
 
 
 def _load(host: Host, step: LoadModule) -> None:
@@ -167,14 +166,6 @@ def _load(host: Host, step: LoadModule) -> None:
             f"cannot use module {step.module}: it loaded, but it registered no PCI driver; "
             f"see the kernel's log"
         )
-
-
-def _write(host: Host, step: WriteFile, journal: Journal) -> None:
-    path = host.path(step.path)
-    journal.update(lambda ledger: ledger.with_file(step.path))
-    files.replace(path, step.content, staging=host.path(step.staging))
-    if files.read(path) != step.content:
-        raise VerificationError(f"cannot write {step.path}: it reads back otherwise")
 
 
 def _switch(

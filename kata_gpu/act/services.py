@@ -2,9 +2,11 @@
 
 import logging
 
+from kata_gpu.act import owned_files
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HostError, VerificationError
-from kata_gpu.host import Host, files, services
+from kata_gpu.host import Host, services
+from kata_gpu.model.plan import RemoveFile
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +56,7 @@ def restart(host: Host, name: str, path: str, journal: Journal) -> None:
         services.restart(host, name)
         _require(host, name, running=True)
     except (HostError, VerificationError) as failure:
-        files.remove(host.path(path))
-        journal.update(lambda ledger: ledger.without_file(path))
+        owned_files.remove(host, RemoveFile(path=path, reason="it is not liked"), journal)
         services.restart(host, name)
         _require(host, name, running=True)
         raise VerificationError(

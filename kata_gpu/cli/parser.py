@@ -223,6 +223,22 @@ def _add_release(verbs: _Verbs, name: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
 
+def _add_uninstall(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
+        verbs,
+        name,
+        "uninstall",
+        "give everything back, and leave nothing of kata-gpu on the node",
+        "Give every unit back as release --all does, and remove every file of ours, the folders "
+        "that were made for them if nothing else is in them, and last the ledger. Refused as a "
+        "whole while somebody has a unit, and while an agent runs. What you wrote, in "
+        "/etc/kata-gpu, stays. Example: kata-gpu uninstall --dry-run",
+    )
+    parser.set_defaults(log_level="CRITICAL")
+    _add_consent(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show what would go, and stop")
+
+
 def _add_runtime(verbs: _Verbs, name: str) -> None:
     parser = verbs.add_parser(
         name,
@@ -352,6 +368,7 @@ _VERBS: Final = {
     "release": _add_release,
     "clear": _add_clear,
     "runtime": _add_runtime,
+    "uninstall": _add_uninstall,
     "run": _add_run,
     "completion": _add_completion,
 }

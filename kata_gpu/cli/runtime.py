@@ -125,9 +125,9 @@ def render(options: argparse.Namespace) -> int:
 def _write(directory: Path, texts: Mapping[str, str]) -> Iterable[str]:
     """Write what differs, and yield its name."""
     for name, text in texts.items():
-        path = directory.absolute() / name
+        path = directory.resolve() / name
         if files.read(path) != text:
-            files.replace(path, text, staging=directory.absolute())
+            files.replace(path, text, staging=path.parent)
             if files.read(path) != text:
                 raise HostError(f"cannot write {path}: it reads back otherwise")
             yield name

@@ -57,6 +57,21 @@ def status(path: Path) -> Status | None:
     )
 
 
+def is_there(path: Path) -> bool:
+    """Tell whether anything has that name, be it a link to nowhere.
+
+    Raises:
+        HostError: a folder on the way may not be searched.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise HostError(f"cannot look at {path}: {error.strerror}") from error
+    return True
+
+
 def modified_at_s(path: Path) -> float | None:
     """Return when what is at *path* was last written, since the epoch; None if nobody can say."""
     try:
