@@ -1,8 +1,8 @@
 """Whatever somebody plants where we write or read, nothing is written outside, and it is told."""
 
+import ctypes
 import os
 import resource
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +34,8 @@ WANTED: Final = blueprint.parse(
     f'{TEXT}\n[[kata.handler]]\nname = "kata-go"\nruntime = "go"\nconfig = "{BASE}"\n'
     '[[runtime.handler]]\nname = "kata-gpu"\nbase = "kata-go"\n'
 )
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
 _SPARE_BYTES: Final = 256 << 20
 
 
@@ -87,6 +89,14 @@ def little_memory() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two names change places in one step, as renameat2(2) does."""
+    names = os.fsencode(one), os.fsencode(other)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
+        raise OSError(ctypes.get_errno(), "renameat2")
 
 
 # Links
@@ -184,19 +194,13 @@ def test_a_folder_swapped_for_a_link_all_the_time_never_leads_outside(
 ) -> None:
     folder, aside = tmp_path / "config.d", tmp_path / "aside"
     folder.mkdir()
+    aside.symlink_to(outside)
     before = everything(outside)
     is_over = threading.Event()
 
     def swap() -> None:
         while not is_over.is_set():
-            folder.rename(aside)
-            folder.symlink_to(outside)
-            folder.unlink()
-            while aside.exists():
-                try:
-                    aside.rename(folder)
-                except OSError:  # a writer has made a new one meanwhile
-                    shutil.rmtree(folder, ignore_errors=True)
+            exchange(folder, aside)
 
     swapper = threading.Thread(target=swap)
     swapper.start()
@@ -213,6 +217,7 @@ def test_a_folder_swapped_for_a_link_all_the_time_never_leads_outside(
         is_over.set()
         swapper.join()
     assert everything(outside) == before
+    assert written  # and as many are refused as found the link
     assert written + refused == 400
     assert [path for path in tmp_path.iterdir() if path.name.startswith(files.TEMPORARY)] == []
 

@@ -28,7 +28,9 @@ a first look at a node:
   kata-gpu apply                     do it, after asking
   kata-gpu status                    what the running agent says
   kata-gpu explain 0000:41:00.0      why is this GPU not available, and what to do
+  kata-gpu runtime check             which handler of containerd or CRI-O leads where
   kata-gpu release --all             give everything back
+  kata-gpu uninstall --dry-run       what would be removed with the agent
 
 files: /etc/kata-gpu/agent.toml (optional), /etc/kata-gpu/blueprint.toml
 exit status: 0 in order or done, 1 failed, 2 plan has steps, 3 refused, unfit or not available,
