@@ -258,3 +258,14 @@ def test_without_systemd_the_restart_is_asked_for_when_the_file_is_written(
     _, plan = node.make_plan(kernel.host, SETTINGS, RESTARTING, Ledger())
     assert any("must be restarted" in finding.reason for finding in plan.findings)
     assert not converge(kernel, RESTARTING).report.failures
+
+
+def test_a_clock_that_was_put_back_causes_no_restart_for_ever(
+    kernel: FakeKernel, systemd: Systemd
+) -> None:
+    converge(kernel, RESTARTING)
+    in_an_hour = time.time() + 3600
+    os.utime(kernel.host.path(DROP_IN), (in_an_hour, in_an_hour))
+    turn = converge(kernel, RESTARTING)
+    assert turn.taken == ()
+    assert systemd.restarts == [CONTAINERD]

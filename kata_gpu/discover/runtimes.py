@@ -5,7 +5,9 @@ patterns are followed within the host's root.
 """
 
 import re
+import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from kata_gpu.errors import HostError
@@ -115,7 +117,16 @@ def _file(host: Host, path: str) -> RuntimeFile:
         tables = _parsed(text, path)
     except HostError as error:
         return RuntimeFile(path=path, tables=None, problem=str(error))
-    return RuntimeFile(path=path, tables=tables, modified_at_s=paths.modified_at_s(at))
+    return RuntimeFile(path=path, tables=tables, modified_at_s=_modified_at_s(at))
+
+
+def _modified_at_s(path: Path) -> float | None:
+    """Return when a file was written; None if the clock was put back since, so nobody can say.
+
+    Else it would be newer than whatever was restarted to read it, again and again.
+    """
+    found = paths.modified_at_s(path)
+    return None if found is None or found > time.time() else found
 
 
 def _parsed(text: str, path: str) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -135,8 +135,10 @@ def _folder(path: Path, *, follow: bool) -> Iterator[int]:
 
 def _reason(error: OSError, path: Path) -> str:
     """Return why it failed; a folder that is a link says no more than that it is none."""
-    if error.errno in {errno.ENOTDIR, errno.ELOOP} and path.parent.is_symlink():
-        return f"its folder is a link to {os.readlink(path.parent)!r}, and nothing is done there"
+    if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+        with suppress(OSError):  # it is none, or is none any more
+            target = os.readlink(path.parent)
+            return f"its folder is a link to {target!r}, and nothing is done there"
     return error.strerror or str(error)
 
 
