@@ -1,7 +1,9 @@
 """The container runtime gets our handlers by a drop-in, and is restarted only when allowed."""
 
 import os
+import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 from tests.kernel.systemd import Systemd
 from tests.passthrough import SETTINGS, everything, journal_of
+from tests.running import QUICK, Agent, Events, run
 
 CONFIG: Final = "/opt/kata/share/defaults/kata-containers/configuration.toml"
 HEAD: Final = f"""\
@@ -269,3 +272,23 @@ def test_a_clock_that_was_put_back_causes_no_restart_for_ever(
     turn = converge(kernel, RESTARTING)
     assert turn.taken == ()
     assert systemd.restarts == [CONTAINERD]
+
+
+def test_a_daemon_does_not_try_a_restart_that_failed_again_and_again(
+    kernel: FakeKernel, systemd: Systemd
+) -> None:
+    systemd.may_start = lambda _: not kernel.host.path(DROP_IN).exists()
+    put(kernel, SETTINGS.blueprint, f'{HEAD}\n[runtime]\nrestart = "when-changed"\n{OWN}')
+    events = Events()
+
+    async def script(agent: Agent) -> None:
+        status = await agent.turn(4)
+        assert systemd.restarts == [CONTAINERD, CONTAINERD]  # with our file, and without
+        assert any("have the blueprint read again" in f["remedy"] for f in status["findings"])
+        os.kill(os.getpid(), signal.SIGHUP)
+        await agent.until(lambda _: len(systemd.restarts) == 4)
+
+    try:
+        run(kernel, events, script, replace(QUICK, rescan_interval_s=0.2))
+    finally:
+        events.close()

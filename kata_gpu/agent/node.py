@@ -217,7 +217,8 @@ def _setbacks(plan: Plan, report: Report) -> dict[str, Setback]:
             stopped = any(isinstance(plan.steps[n - 1], StopService) for n in step.needs)
             is_held = outcome.result is Result.HELD and not stopped
             state = UnitState.WAITING if is_held else UnitState.FAILED
-            setback = Setback(reason=outcome.detail, state=state)
+            is_final = outcome.result is Result.FAILED and isinstance(step, RestartService)
+            setback = Setback(reason=outcome.detail, state=state, is_final=is_final)
             for name in _what_failed(step):
                 found.setdefault(name, setback)
     return found

@@ -50,6 +50,9 @@ class Setback:
     state: UnitState = UnitState.FAILED
     """What it makes of the unit."""
 
+    is_final: bool = False
+    """Whether to try again would do harm: it takes an admin, or another blueprint."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
