@@ -38,7 +38,8 @@ def settings_of(text: str) -> Settings:
 def test_the_blueprint_that_we_ship_is_valid() -> None:
     shipped = blueprint.load(CONFIGS / "blueprint.toml")
     assert [pool.resource for pool in shipped.pools] == ["nvidia.com/pgpu"]
-    assert [handler.runtime for handler in shipped.handlers] == [Runtime.GO, Runtime.RUST]
+    runtimes = [handler.runtime for handler in shipped.handlers]
+    assert runtimes == [Runtime.GO, Runtime.RUST, Runtime.GO, Runtime.GO]
 
 
 def test_the_settings_that_we_ship_are_the_defaults() -> None:
@@ -50,8 +51,9 @@ def test_the_settings_that_we_ship_are_the_defaults() -> None:
 
 def test_every_key_that_the_shipped_blueprint_mentions_is_one() -> None:
     text = (CONFIGS / "blueprint.toml").read_text()
-    found = blueprint.parse(re.sub("^# (?=[a-z_]+ = )", "", text, flags=re.M))
+    found = blueprint.parse(re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.M))
     assert found.pools[0].min_units == 8
+    assert [handler.name for handler in found.wiring.handlers] == ["kata-gpu"]
     assert found.pools[0].selectors[0].product == "*H100*"
 
 
@@ -174,7 +176,7 @@ def test_every_key_reaches_the_settings() -> None:
 @pytest.mark.parametrize(
     ("text", "where", "allowed"),
     [
-        (HEAD + "pools = []", "pools", "cdi, drift, kata, pool, schema, version"),
+        (HEAD + "pools = []", "pools", "cdi, drift, kata, pool, runtime, schema, version"),
         (
             HEAD + POOL.replace("KEY", "max = 1"),
             "pool[1].max",

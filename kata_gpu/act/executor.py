@@ -12,14 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import assert_never
 
-from kata_gpu.act import cleaning, moving, services, virtuals
+from kata_gpu.act import cleaning, foreign_files, moving, owned_files, services, virtuals
 from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HeldError, KataGpuError, VerificationError
-from kata_gpu.host import Host, files, modules
+from kata_gpu.host import Host, modules
 from kata_gpu.model.plan import (
     CleanUnit,
     LoadModule,
@@ -31,6 +30,7 @@ from kata_gpu.model.plan import (
     Quarantine,
     RemoveFile,
     RemoveVirtuals,
+    RestartService,
     StartService,
     Step,
     StopService,
@@ -128,7 +128,7 @@ def _do(host: Host, step: Step, journal: Journal, looks: Looks) -> None:
     match step:
         case LoadModule():
             _load(host, step)
-        case StopService() | StartService():
+        case StopService() | StartService() | RestartService():
             _switch(host, step, journal)
         case MakeVirtuals() | RemoveVirtuals():
             _change_virtuals(host, step, journal)
@@ -155,25 +155,11 @@ def _change_virtuals(host: Host, step: MakeVirtuals | RemoveVirtuals, journal: J
 def _change_file(host: Host, step: WriteFile | RemoveFile | MoveFile, journal: Journal) -> None:
     match step:
         case WriteFile():
-            _write(host, step, journal)
-        case RemoveFile(path=path):
-            files.remove(host.path(path))
-            journal.update(lambda ledger: ledger.without_file(path))
+            owned_files.write(host, step, journal)
+        case RemoveFile():
+            owned_files.remove(host, step, journal)
         case MoveFile():
-            _move_file(host, step)
-
-
-def _move_file(host: Host, step: MoveFile) -> None:
-    source, target = _place(host, step.path), _place(host, step.target)
-    files.move(source, target)
-    if source.exists() or not target.exists():
-        raise VerificationError(f"cannot move {step.path}: it is still there, or is lost")
-
-
-def _place(host: Host, path: str) -> Path:
-    """Return where *path* is below the host's root, its folder's links followed."""
-    folder, _, name = path.rpartition("/")
-    return host.path(f"{files.resolve(folder, root=host.root) or folder}/{name}")
+            foreign_files.move(host, step)
 
 
 def _load(host: Host, step: LoadModule) -> None:
@@ -185,20 +171,16 @@ def _load(host: Host, step: LoadModule) -> None:
         )
 
 
-def _write(host: Host, step: WriteFile, journal: Journal) -> None:
-    path = host.path(step.path)
-    journal.update(lambda ledger: ledger.with_file(step.path))
-    files.replace(path, step.content, staging=host.path(step.staging))
-    if files.read(path) != step.content:
-        raise VerificationError(f"cannot write {step.path}: it reads back otherwise")
-
-
-def _switch(host: Host, step: StopService | StartService, journal: Journal) -> None:
+def _switch(
+    host: Host, step: StopService | StartService | RestartService, journal: Journal
+) -> None:
     match step:
         case StopService(name=name):
             services.stop(host, name, journal)
         case StartService(name=name):
             services.start(host, name, journal)
+        case RestartService(name=name, path=path):
+            services.restart(host, name, path, journal)
 
 
 def _note(step: NoteUse | Quarantine, journal: Journal) -> None:

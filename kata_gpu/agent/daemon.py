@@ -7,6 +7,7 @@ node: devices stay bound, files stay written, VMs run on.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -274,7 +275,9 @@ class _Daemon:
     def _remember(self, turn: Turn, hopeless: Mapping[str, Setback]) -> None:
         until = time.monotonic() + self._settings.rescan_interval_s
         self._failed = {
-            unit: self._failed[unit] if unit in hopeless else (why, until)
+            unit: self._failed[unit]
+            if unit in hopeless
+            else (why, math.inf if why.is_final else until)
             for unit, why in turn.failed.items()
             if why.state is UnitState.FAILED  # who waits is tried as soon as something is heard
         }

@@ -33,7 +33,9 @@ a first look at a node:
   kata-gpu explain pod ml/train-0    why does this pod not get its GPU
   kata-gpu explain 0000:41:00.0      why is this GPU not available, and what to do
   kata-gpu kata list                 which Kata handlers are here
+  kata-gpu runtime check             which handler of containerd or CRI-O leads where
   kata-gpu release --all             give everything back
+  kata-gpu uninstall --dry-run       what would be removed with the agent
 
 files: /etc/kata-gpu/agent.toml (optional), /etc/kata-gpu/blueprint.toml
 exit status: 0 in order or done, 1 failed, 2 plan has steps, 3 refused, unfit or not available,
@@ -291,6 +293,59 @@ def _add_release(verbs: _Verbs, name: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
 
+def _add_uninstall(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
+        verbs,
+        name,
+        "uninstall",
+        "give everything back, and leave nothing of kata-gpu on the node",
+        "Give every unit back as release --all does, and remove every file of ours, the folders "
+        "that were made for them if nothing else is in them, and last the ledger. Refused as a "
+        "whole while somebody has a unit, and while an agent runs. What you wrote, in "
+        "/etc/kata-gpu, stays. Example: kata-gpu uninstall --dry-run",
+    )
+    parser.set_defaults(log_level="CRITICAL")
+    _add_consent(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show what would go, and stop")
+
+
+def _add_runtime(verbs: _Verbs, name: str) -> None:
+    actions = _group(
+        verbs,
+        name,
+        "show how containerd or CRI-O is wired to Kata, and render the cluster's classes",
+        "Neither changes anything on the node, nor needs an agent.",
+        "examples:\n"
+        "  kata-gpu runtime check             which handler leads where, and what is wrong\n"
+        "  kata-gpu runtime render            the RuntimeClasses that go with the blueprint",
+    )
+    check = _verb(
+        actions,
+        "check",
+        "runtime",
+        "tell which handler leads where, and what is wrong",
+        "Read the container runtime's configuration as it does, and show each Kata handler: the "
+        "file that has the last word on it, its shim, its base file, its RuntimeClass; what hides "
+        "what, what the blueprint misses, and what must be restarted. With -o wide also the "
+        "tables of our own handlers, to be added by hand where no drop-in can be. Changes nothing. "
+        "Exits 3 when something is wrong or refused. Example: kata-gpu runtime check -o wide",
+    )
+    _add_blueprint(check)
+    _add_output(check)
+    render = _verb(
+        actions,
+        "render",
+        "runtime",
+        "print RuntimeClasses and DeviceClasses for the blueprint",
+        "Print the RuntimeClass of each handler and the DeviceClasses as YAML, for kubectl apply. "
+        "Example: kata-gpu runtime render | kubectl apply -f -",
+    )
+    _add_blueprint(render)
+    render.add_argument(
+        "--directory", type=Path, metavar="DIR", help="write a file for each class there instead"
+    )
+
+
 def _add_run(verbs: _Verbs, name: str) -> None:
     parser = _verb(
         verbs,
@@ -452,6 +507,8 @@ _VERBS: Final = {
     "apply": _add_apply,
     "release": _add_release,
     "clear": _add_clear,
+    "runtime": _add_runtime,
+    "uninstall": _add_uninstall,
     "run": _add_run,
     "kata": _add_kata,
     "completion": _add_completion,

@@ -4,6 +4,7 @@ Paths that belong to other programs are looked at as those programs would: links
 followed.
 """
 
+import itertools
 import os
 import stat
 from dataclasses import dataclass
@@ -56,6 +57,46 @@ def status(path: Path) -> Status | None:
         owner=found.st_uid,
         mode=stat.S_IMODE(mode),
     )
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether anything has that name, be it a link to nowhere.
+
+    Raises:
+        HostError: a folder on the way may not be searched.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise HostError(f"cannot look at {path}: {error.strerror}") from error
+    return True
+
+
+def modified_at_s(path: Path) -> float | None:
+    """Return when what is at *path* was last written, since the epoch; None if nobody can say."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return None
+
+
+def is_executable(path: Path) -> bool:
+    """Tell whether *path* is a file that somebody may execute."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) and bool(mode & 0o111)
+
+
+def matching(pattern: str, *, root: Path, limit: int) -> tuple[str, ...]:
+    """Return at most *limit* absolute paths of the host at *root* that a glob names, sorted."""
+    import glob  # noqa: PLC0415 - for who follows other people's patterns
+
+    found = glob.iglob(pattern.lstrip("/"), root_dir=root, include_hidden=True)
+    return tuple(sorted(f"/{path}" for path in itertools.islice(found, limit)))
 
 
 def names(path: Path) -> tuple[str, ...]:

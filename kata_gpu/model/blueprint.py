@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from kata_gpu.model.pci import Identity, PciAddress, PciFunction
+from kata_gpu.model.runtime import RuntimeKind
 
 SCHEMA: Final = 1
 
@@ -169,6 +170,43 @@ def tee_of(name: str) -> str:
     return next((tee for tee in ("snp", "tdx") if tee in words), "none")
 
 
+class Restart(StrEnum):
+    """When the container runtime is restarted to read what we wrote."""
+
+    NEVER = "never"
+    WHEN_CHANGED = "when-changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeHandler:
+    """A handler that the container runtime gets from us, beside those of kata-deploy."""
+
+    name: str
+    """``kata-gpu`` or ``kata-gpu-…``."""
+
+    base: str
+    """Name of the Kata handler whose configuration it shares."""
+
+    shim: str | None = None
+    """Absolute path of Kata's shim; None for where Kata installs it beside the base file."""
+
+    snapshotter: str | None = None
+    """containerd's snapshotter for its images; None for containerd's own choice."""
+
+    guest_pull: bool = False
+    """Whether CRI-O leaves pulling images to the guest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """What the container runtime is told."""
+
+    handlers: tuple[RuntimeHandler, ...] = field(default=())
+    restart: Restart = Restart.NEVER
+    kind: RuntimeKind | None = None
+    """Which container runtime; None for the only one that the node has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
     """What a node should be: pools in order of precedence, and the Kata handlers."""
@@ -181,6 +219,7 @@ class Blueprint:
     handlers: tuple[KataHandler, ...] = field(default=())
     cdi_quarantine: tuple[str, ...] = field(default=())
     """Patterns of the names of foreign CDI files that are to be moved out of the way."""
+    wiring: Wiring = field(default=Wiring())
 
     def pool_for(self, function: PciFunction) -> Pool | None:
         """Return the first pool that selects *function*, limits aside; None for none."""

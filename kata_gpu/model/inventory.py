@@ -11,6 +11,7 @@ from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.platform import Platform
+from kata_gpu.model.runtime import ContainerRuntime
 from kata_gpu.model.vfio import VfioDriver
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Inventory:
 
     set_aside: tuple[SetAside, ...] = ()
     """What is there."""
+    runtimes: tuple[ContainerRuntime, ...] = ()
+    """The node's container runtimes; empty where they were not looked for."""
 
     def by_address(self) -> dict[PciAddress, PciFunction]:
         """Return the functions keyed by address."""

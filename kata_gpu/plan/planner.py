@@ -43,6 +43,7 @@ from kata_gpu.plan import (
 )
 from kata_gpu.plan.cleaning import CleaningStep
 from kata_gpu.plan.published import Steps
+from kata_gpu.plan.runtime import wiring
 from kata_gpu.plan.situation import Situation
 
 
@@ -345,6 +346,9 @@ class _Draft:
         starts, findings = services.starts(now, self._pools, stops, needs=tuple(back))
         self.findings.extend(findings)
         steps.steps.extend(starts)
+        again, findings = wiring.restarts(now, steps.steps)
+        self.findings.extend(findings)
+        steps.steps.extend(again)
         return self._plan(steps)
 
     def finish_release(self, chosen: frozenset[str] | None) -> Plan:

@@ -7,6 +7,7 @@ from kata_gpu.model.blueprint import Blueprint, KataHandler
 from kata_gpu.model.inventory import FileContent, Inventory
 from kata_gpu.model.plan import Finding, RemoveFile, Severity, Step, WriteFile
 from kata_gpu.plan import cdi
+from kata_gpu.plan.runtime import wiring
 
 Offers = Mapping[str, Mapping[str, tuple[str, ...]]]
 """Device nodes of each unit, by resource and unit id."""
@@ -107,7 +108,12 @@ def wishes(
         for kind in dict.fromkeys(p.resource for p in blueprint.pools if p.resource)
     )
     drop_ins, findings = _drop_ins(blueprint, inventory, passengers)
-    return (*specs, *drop_ins), findings
+    wired, unwired = wiring.drop_ins(blueprint, inventory.runtimes)
+    handlers = (
+        Wish(path=file.path, staging=file.staging, content=file.content, reason=file.reason)
+        for file in wired
+    )
+    return (*specs, *drop_ins, *handlers), (*findings, *unwired)
 
 
 def _spec(kind: str, devices: Mapping[str, tuple[str, ...]], cdi_directory: str) -> Wish:

@@ -11,6 +11,7 @@ from kata_gpu.model.blueprint import Blueprint, Drift, KataHandler, Mode, Pool, 
 from kata_gpu.model.pci import PciAddress
 from kata_gpu.settings import toml_file
 from kata_gpu.settings.toml_file import AbsolutePath, Table
+from kata_gpu.settings.wiring import RuntimeTable
 
 _ID: Final = re.compile(r"(0x)?[0-9a-f]{4}")
 _CLASS: Final = re.compile(r"(0x)?[0-9a-f]{2,6}")
@@ -289,16 +290,19 @@ class BlueprintFile(Table):
     pool: tuple[PoolTable, ...] = ()
     kata: KataTable = KataTable()
     cdi: CdiTable = CdiTable()
+    runtime: RuntimeTable = RuntimeTable()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         for what, names in (
             ("pool", [pool.name for pool in self.pool]),
             ("handler", [handler.name for handler in self.kata.handler]),
+            ("runtime handler", self.runtime.names()),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what} {', '.join(twice)} is there twice")
+        self.runtime.require_bases([handler.name for handler in self.kata.handler])
         return self
 
     def value(self) -> Blueprint:
@@ -309,6 +313,7 @@ class BlueprintFile(Table):
             pools=tuple(pool.value() for pool in self.pool),
             handlers=tuple(handler.value() for handler in self.kata.handler),
             cdi_quarantine=self.cdi.quarantine,
+            wiring=self.runtime.value(),
         )
 
 
