@@ -92,7 +92,7 @@ def test_a_foreign_drop_in_is_heard_told_and_left(
         assert other.read_text() == "no TOML"
         with within_a_second():
             other.unlink()
-            await agent.until(lambda status: not told(status, ""))
+            await agent.until(lambda status: not told(status, "90-x.toml"))
 
     run(kernel, events, script, SETTINGS, watches=watches)
 
