@@ -1,15 +1,16 @@
 """The facts of a node that is fit for passthrough, for tests to change one thing about."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from kata_gpu.discover.cdi import parse
+from kata_gpu.model.cdi import CdiFile, CdiSpecs
 from kata_gpu.model.node_facts import (
     AgentFacts,
     AgentPart,
-    CdiFacts,
-    CdiFile,
     DeviceFacts,
     DeviceNode,
     Directory,
@@ -43,12 +44,17 @@ def node(path: str, number: str | None, **changes: Any) -> DeviceNode:
     return replace(DeviceNode(path=path, number=number, node=number, exists=True), **changes)
 
 
-def spec(path: str, *devices: str, **changes: Any) -> CdiFile:
-    """Return a CDI spec that can be used."""
-    found = CdiFile(
-        path=path, version="0.5.0", kind="nvidia.com/pgpu", devices=devices, missing_nodes=()
-    )
-    return replace(found, **changes)
+def spec(path: str, *devices: str, node: str = "/dev/vfio/7", **changes: Any) -> CdiFile:
+    """Return a CDI spec that can be used, as a file."""
+    edits = {"deviceNodes": [{"path": node}]}
+    found = {
+        "cdiVersion": "0.5.0",
+        "kind": "nvidia.com/pgpu",
+        "devices": [{"name": name, "containerEdits": edits} for name in devices or ("x",)],
+    }
+    text = json.dumps({**found, **changes})
+    directory = path.rpartition("/")[0]
+    return CdiFile(path=path, directory=directory, content=parse(path, text.encode()))
 
 
 _PART: Final = AgentPart(state=PartState.SOUND, detail="as it should be")
@@ -88,7 +94,7 @@ FIT: Final = NodeFacts(
     sysfs=SYSFS,
     state_directory=directory("/var/lib/kata-gpu"),
     cdi_directory=directory("/var/run/cdi"),
-    cdi=CdiFacts(files=(spec("/var/run/cdi/kata-gpu-x.json", "0000:01:00.0"),), leftovers=()),
+    cdi=CdiSpecs(files=(spec("/var/run/cdi/kata-gpu-x.json", "0000:01:00.0"),)),
     driverctl=(),
     agent=AgentFacts(settings=_PART, blueprint=_PART, ledger=_PART, socket=_PART),
 )

@@ -13,9 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kata_gpu.discover.cdi import parse
+from kata_gpu.model.blueprint import KataHandler, Runtime
+from kata_gpu.model.cdi import CdiFile, CdiSpecs, NodeKind, Scope
 from kata_gpu.model.iommu import Verdict
 from kata_gpu.model.unit import Unit
 from kata_gpu.plan import cdi
+from kata_gpu.plan.cdi import choice
+from kata_gpu.plan.cdi.choice import Access
 from tests.values import PLATFORM, address, function
 
 KIND = "nvidia.com/pgpu"
@@ -114,28 +119,126 @@ def test_the_order_of_the_units_does_not_change_the_file(
 
 def test_without_iommufd_a_unit_is_its_group() -> None:
     functions = function("01:00.0", vfio_cdev="vfio0"), function("01:00.1", vfio_cdev="vfio1")
-    assert cdi.nodes(unit_of("01:00.0", "01:00.1"), functions, PLATFORM) == ("/dev/vfio/7",)
+    assert choice.nodes(unit_of("01:00.0", "01:00.1"), functions, Access.GROUP) == ("/dev/vfio/7",)
 
 
 def test_with_iommufd_a_unit_is_a_node_for_each_function() -> None:
     functions = function("01:00.0", vfio_cdev="vfio3"), function("01:00.1", vfio_cdev="vfio1")
-    nodes = cdi.nodes(unit_of("01:00.0", "01:00.1"), functions, replace(PLATFORM, iommufd=True))
+    nodes = choice.nodes(unit_of("01:00.0", "01:00.1"), functions, Access.CDEV)
     assert nodes == ("/dev/vfio/devices/vfio3", "/dev/vfio/devices/vfio1")
 
 
-def test_one_function_without_a_node_of_its_own_makes_it_the_group() -> None:
+def test_a_unit_with_a_function_that_has_no_device_is_not_given_by_devices() -> None:
     functions = function("01:00.0", vfio_cdev="vfio3"), function("01:00.1", vfio_cdev=None)
-    nodes = cdi.nodes(unit_of("01:00.0", "01:00.1"), functions, replace(PLATFORM, iommufd=True))
-    assert nodes == ("/dev/vfio/7",)
+    assert choice.nodes(unit_of("01:00.0", "01:00.1"), functions, Access.CDEV) == ()
 
 
-@pytest.mark.parametrize("iommufd", [False, True])
-@pytest.mark.parametrize("cdev", [None, "vfio0"])
-def test_the_control_node_is_never_listed(iommufd: bool, cdev: str | None) -> None:
-    platform = replace(PLATFORM, iommufd=iommufd)
-    nodes = cdi.nodes(unit_of("01:00.0"), (function("01:00.0", vfio_cdev=cdev),), platform)
+@pytest.mark.parametrize("access", Access)
+def test_the_control_node_is_never_listed(access: Access) -> None:
+    nodes = choice.nodes(unit_of("01:00.0"), (function("01:00.0", vfio_cdev="vfio0"),), access)
     assert len(nodes) == 1
     assert "/dev/vfio/vfio" not in nodes
+
+
+@pytest.mark.parametrize(
+    ("iommufd", "any_cdev", "all_cdevs", "is_confidential", "expected"),
+    [
+        (False, False, False, False, Access.GROUP),
+        (False, True, True, True, Access.GROUP),
+        (True, False, False, False, Access.GROUP),
+        (True, False, False, True, Access.GROUP),
+        (True, True, False, False, Access.GROUP),
+        (True, True, False, True, Access.CDEV),
+        (True, True, True, False, Access.CDEV),
+        (True, True, True, True, Access.CDEV),
+    ],
+)
+def test_a_node_gives_all_its_units_in_one_way(
+    iommufd: bool, any_cdev: bool, all_cdevs: bool, is_confidential: bool, expected: Access
+) -> None:
+    assert expected is choice.choose(
+        iommufd=iommufd,
+        any_cdev=any_cdev,
+        all_cdevs=all_cdevs,
+        is_confidential=is_confidential,
+    )
+
+
+def handler(name: str, runtime: Runtime = Runtime.GO) -> KataHandler:
+    return KataHandler(name=name, runtime=runtime, config="/opt/kata/x.toml")
+
+
+@pytest.mark.parametrize(
+    ("one", "access", "iommufd", "told"),
+    [
+        (handler("kata-qemu-nvidia-gpu"), Access.GROUP, False, None),
+        (handler("kata-qemu-nvidia-gpu-snp"), Access.GROUP, True, "its VMs are confidential"),
+        (handler("kata-qemu-nvidia-gpu-tdx"), Access.GROUP, False, None),
+        (
+            handler("kata-qemu-nvidia-gpu-snp-runtime-rs", Runtime.RUST),
+            Access.GROUP,
+            True,
+            "its VMs are confidential",
+        ),
+        (handler("kata-qemu-nvidia-gpu-snp"), Access.CDEV, True, None),
+        (handler("kata-rs", Runtime.RUST), Access.GROUP, False, "runtime-rs opens /dev/iommu"),
+        (handler("kata-rs", Runtime.RUST), Access.GROUP, True, None),
+    ],
+    ids=lambda value: value.name if isinstance(value, KataHandler) else "",
+)
+def test_a_handler_that_can_have_nothing_is_named(
+    one: KataHandler, access: Access, iommufd: bool, told: str | None
+) -> None:
+    found = list(choice.findings(access, replace(PLATFORM, iommufd=iommufd), [one]))
+    assert [finding.subject for finding in found] == [f"handler {one.name}"] * (told is not None)
+    assert all(told is not None and finding.reason.startswith(told) for finding in found)
+
+
+# Held to the rules for everybody
+
+
+def found(path: str, text: str, readers: tuple[Runtime, ...] = tuple(Runtime)) -> CdiFile:
+    directory = path.rpartition("/")[0]
+    content = parse(path, text.encode())
+    return CdiFile(path=path, directory=directory, content=content, readers=readers)
+
+
+@given(offers)
+@settings(max_examples=50, deadline=None)
+def test_what_we_write_has_no_fault_for_any_runtime(devices: dict[str, tuple[str, ...]]) -> None:
+    text = cdi.render(KIND, devices)
+    assert text is not None
+    nodes = {path: NodeKind.DEVICE for paths in devices.values() for path in paths}
+    ours = found(cdi.path("/var/run/cdi", KIND), text)
+    specs = CdiSpecs(files=(ours,), nodes=nodes, ours="/var/run/cdi")
+    assert cdi.judge(specs) == ()
+    assert {d.name: d.nodes for d in cdi.devices(specs)} == {
+        f"{KIND}={name}": paths for name, paths in devices.items()
+    }
+    assert all(d.is_ours and d.go and d.rust and not d.missing for d in cdi.devices(specs))
+
+
+places = st.sets(
+    st.sampled_from([f"{d}/{n}.json" for d in ("/etc/cdi", "/var/run/cdi") for n in "abc"]),
+    min_size=1,
+)
+
+
+@given(places)
+@settings(max_examples=60, deadline=None)
+def test_each_runtime_takes_one_file_unless_two_are_in_one_directory(paths: set[str]) -> None:
+    text = cdi.render(KIND, {"x": ("/dev/vfio/1",)})
+    assert text is not None
+    specs = CdiSpecs(files=tuple(found(path, text) for path in sorted(paths)))
+    stopped = {fault.file for fault in cdi.judge(specs) if Scope.EVERY_POD in fault.scopes}
+    by_folder: dict[str, list[str]] = {}
+    for path in paths:
+        by_folder.setdefault(path.rpartition("/")[0], []).append(path)
+    assert stopped == {path for near in by_folder.values() if len(near) > 1 for path in near}
+    for runtime, last in ((Runtime.GO, "/var/run/cdi"), (Runtime.RUST, "/etc/cdi")):
+        won = [d.file for d in cdi.devices(specs) if (d.go if runtime is Runtime.GO else d.rust)]
+        candidates = by_folder.get(last) or next(iter(by_folder.values()))
+        assert won == (candidates if len(candidates) == 1 else [])
 
 
 # Where

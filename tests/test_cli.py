@@ -20,8 +20,8 @@ from tests.passthrough import EVERY_GPU, SETTINGS, TEXT, everything, journal_of
 Done = subprocess.CompletedProcess[str]
 
 VERBS: Final = (
-    *("inventory", "doctor", "status", "explain", "plan", "apply", "release", "clear", "run"),
-    "completion",
+    *("inventory", "doctor", "status", "explain", "cdi", "kata", "runtime"),
+    *("plan", "apply", "release", "clear", "run", "uninstall", "completion"),
 )
 COMMAND: Final = (sys.executable, "-m", "kata_gpu")
 ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}

@@ -5,17 +5,17 @@ from typing import Any, Final, get_args, get_type_hints
 
 import pytest
 
+from kata_gpu.model.blueprint import Runtime
+from kata_gpu.model.cdi import CdiBroken, CdiFile, CdiSpecs, CdiUnjudged, NodeKind
 from kata_gpu.model.doctor import Check, Grade
+from kata_gpu.model.kata import Configuration, Entry, EntryKind, InstalledFile, Provenance
 from kata_gpu.model.node_facts import (
     AgentPart,
-    BrokenCdiFile,
-    CdiFacts,
     MemoryLock,
     ModuleRule,
     NodeFacts,
     PartState,
     Unknown,
-    UnreadCdiFile,
 )
 from kata_gpu.model.operation import Operation
 from kata_gpu.plan import doctor
@@ -55,6 +55,26 @@ def lock(limit_bytes: int, *, may_exceed: bool) -> NodeFacts:
     return process(memory_locks=(found,))
 
 
+def kata(
+    text: str | None, *, name: str = "90-x.toml", declared: Runtime | None = Runtime.GO
+) -> NodeFacts:
+    """Return the fit node with a Kata handler that has something beside its base file."""
+    entry = Entry(
+        name=name, kind=EntryKind.FILE, text=text, reason=None if text else "cannot read it"
+    )
+    found = InstalledFile(
+        name="kata",
+        config="/opt/kata/configuration.toml",
+        provenance=Provenance.KATA_DEPLOY,
+        version=None,
+        configuration=Configuration(
+            path="/opt/kata/configuration.toml", text="[hypervisor.qemu]\n", entries=(entry,)
+        ),
+        declared=declared,
+    )
+    return replace(FIT, kata=(found,))
+
+
 def state(**changes: Any) -> NodeFacts:
     return replace(FIT, state_directory=directory("/var/lib/kata-gpu", **changes))
 
@@ -63,8 +83,12 @@ def disk(**changes: Any) -> NodeFacts:
     return state(file_system=replace(DISK, **changes))
 
 
-def specs(*files: Any, leftovers: tuple[str, ...] = ()) -> NodeFacts:
-    return replace(FIT, cdi=CdiFacts(files=files, leftovers=leftovers))
+def specs(*files: CdiFile, **changes: Any) -> NodeFacts:
+    return replace(FIT, cdi=CdiSpecs(files=files, **changes))
+
+
+def unusable(content: CdiBroken | CdiUnjudged) -> NodeFacts:
+    return specs(CdiFile(path="/a.json", directory="/", content=content))
 
 
 def part(name: str, how: PartState) -> NodeFacts:
@@ -205,22 +229,22 @@ ROWS: Final = [
     ("other-managers", process(commands=frozenset({"vfio-manage"})), WARNING, "VFIO manager runs"),
     ("other-managers", process(commands=frozenset({"libvirtd"})), INFO, "libvirtd runs"),
     ("other-managers", process(sees_host=False), WARNING, "cannot be seen from here"),
-    ("cdi-files", specs(BrokenCdiFile(path="/a.json", reason="x")), ERROR, "/a.json: x"),
-    ("cdi-files", specs(UnreadCdiFile(path="/a.json", reason="too long")), WARNING, "too long"),
-    ("cdi-versions", specs(spec("/a.yaml", version="0.7.0")), ERROR, "cdiVersion 0.7.0"),
-    ("cdi-versions", specs(spec("/a.yaml", version="1.1.0")), ERROR, "cdiVersion 1.1.0"),
-    ("cdi-versions", specs(spec("/a.yaml", version="0.6.0")), OK, "none after 0.6.0"),
+    ("cdi-files", unusable(CdiBroken(reason="x")), ERROR, "/a.json: x"),
+    ("cdi-files", unusable(CdiUnjudged(reason="too long")), WARNING, "too long"),
+    ("cdi-versions", specs(spec("/a.yaml", cdiVersion="0.7.0")), ERROR, "cdiVersion 0.7.0"),
+    ("cdi-versions", specs(spec("/a.yaml", cdiVersion="1.1.0")), ERROR, "cdiVersion 1.1.0"),
+    ("cdi-versions", specs(spec("/a.yaml", cdiVersion="0.6.0")), OK, "none after 0.6.0"),
     (
         "cdi-duplicates",
         specs(spec("/etc/cdi/a.json", "x"), spec("/etc/cdi/b.json", "x")),
         ERROR,
-        "nvidia.com/pgpu=x is in /etc/cdi/a.json, /etc/cdi/b.json",
+        "/etc/cdi/a.json: devices[0]: nvidia.com/pgpu=x is in /etc/cdi/b.json too",
     ),
     (
         "cdi-duplicates",
         specs(spec("/etc/cdi/a.json", "x"), spec("/var/run/cdi/a.json", "x")),
         WARNING,
-        "nvidia.com/pgpu=x is in",
+        "nvidia.com/pgpu=x is in /var/run/cdi/a.json too",
     ),
     (
         "cdi-duplicates",
@@ -230,10 +254,19 @@ ROWS: Final = [
     ),
     (
         "cdi-device-nodes",
-        specs(spec("/a.json", "x", missing_nodes=tuple(f"/dev/n{n}" for n in range(7)))),
+        specs(spec("/a.json", *"abcdefg"), nodes={"/dev/vfio/7": NodeKind.MISSING}),
         WARNING,
-        "/a.json: no device at /dev/n0, /dev/n1, /dev/n2, /dev/n3, /dev/n4 and 2 more",
+        "/a.json: devices[0].containerEdits.deviceNodes[0].path: nothing is at /dev/vfio/7",
     ),
+    (
+        "cdi-device-nodes",
+        specs(spec("/a.json", *"abcdefg"), nodes={"/dev/vfio/7": NodeKind.MISSING}),
+        INFO,
+        "2 more of the kind; kata-gpu cdi validate tells them all",
+    ),
+    ("cdi-device-nodes", specs(spec("/a.json", node="/dev/vfio/vfio")), WARNING, "control node"),
+    ("cdi-files", specs(spec("/a.json", kind="x")), ERROR, "/a.json: kind: 'x' is not vendor/"),
+    ("cdi-files", specs(problems=("cannot list /etc/cdi",)), WARNING, "cannot list /etc/cdi"),
     ("cdi-leftovers", specs(leftovers=("/etc/cdi/x.tmp",)), INFO, "/etc/cdi/x.tmp"),
     ("agent-settings", part("settings", PartState.BROKEN), ERROR, "as told"),
     ("agent-blueprint", part("blueprint", PartState.BROKEN), ERROR, "as told"),
@@ -273,6 +306,12 @@ ROWS: Final = [
             (line("nomodule"), WARNING, "nomodule"),
         )
     ),
+    ("kata-configuration", kata("no TOML"), ERROR, "/opt/kata/config.d/90-x.toml: not TOML"),
+    ("kata-configuration", kata("no TOML", declared=None), WARNING, "90-x.toml: not TOML"),
+    ("kata-configuration", kata("[agent.kata]\nno = 1\n"), ERROR, "90-x.toml: agent.kata.no"),
+    ("kata-configuration", kata(None), ERROR, "90-x.toml: cannot read it"),
+    ("kata-drop-ins", kata("[runtime]\nno = 1\n"), WARNING, "90-x.toml: runtime.no"),
+    ("kata-drop-ins", kata("", name=".x.swp"), WARNING, "config.d/.x.swp: it is read"),
 ]  # fmt: skip
 NOTHING_TO_MEND: Final = {"hugepages", "confidential-computing", "cdi-leftovers"}
 
@@ -364,3 +403,10 @@ def test_facts_at_every_depth_can_be_unknown() -> None:
 
 def test_the_order_is_that_of_the_checks_and_others_are_left_out() -> None:
     assert [a.id for a in doctor.judge(FIT, ["sysfs", "iommu"])] == ["iommu", "sysfs"]
+
+
+def test_many_faults_of_one_handler_are_counted() -> None:
+    text = "[hypervisor.qemu]\n" + "".join(f"no{n} = 1\n" for n in range(9))
+    found = answers(kata(text), "kata-configuration")
+    assert [a.grade for a in found] == [*[ERROR] * 5, INFO]
+    assert found[-1].found == "4 more in the files of handler kata"

@@ -116,6 +116,7 @@ _ledgers = st.builds(
         max_size=2,
     ).map(tuple),
     services=st.lists(st.text("az09@._-", max_size=9).map("n{}".format), max_size=2).map(tuple),
+    directories=st.lists(_names.map(lambda name: f"/run/{name}"), max_size=2).map(tuple),
 )
 
 
@@ -275,6 +276,14 @@ def test_a_ledger_of_the_last_release_is_read_and_then_written_as_of_now(path: P
     journal.update(lambda ledger: ledger.with_service("nvidia-persistenced.service"))
     assert json.loads(path.read_text())["schema"] == SCHEMA
     assert Journal(path).ledger == replace(LEDGER, services=("nvidia-persistenced.service",))
+
+
+def test_a_ledger_of_0_2_knows_of_no_folders(path: Path) -> None:
+    Journal(path).update(lambda _: LEDGER)
+    body = json.loads(path.read_text())["ledger"]
+    del body["directories"]
+    write_with_its_checksum(path, body)
+    assert Journal(path).ledger == LEDGER
 
 
 @pytest.mark.parametrize(

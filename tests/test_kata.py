@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from kata_gpu.model.blueprint import KataHandler, Runtime
-from kata_gpu.plan import kata
+from kata_gpu.plan.kata import drop_in as ours
 
 _HYPERVISOR_OF_BOTH: Final = {
     "path", "kernel", "image", "initrd", "firmware", "machine_type", "cold_plug_vfio",
@@ -56,7 +56,7 @@ def handler(
 
 
 def drop_in(runtime: Runtime, functions: int = 4) -> dict[str, Any]:
-    return tomllib.loads(kata.render(handler(runtime), functions))
+    return tomllib.loads(ours.render(handler(runtime), functions))
 
 
 @both_runtimes
@@ -105,18 +105,18 @@ def test_what_the_base_file_may_list_is_left_to_it(runtime: Runtime) -> None:
 
 
 def test_the_table_is_the_handlers_hypervisor() -> None:
-    text = kata.render(handler(Runtime.GO, hypervisor="clh"), 1)
+    text = ours.render(handler(Runtime.GO, hypervisor="clh"), 1)
     assert set(tomllib.loads(text)["hypervisor"]) == {"clh"}
 
 
 @both_runtimes
 def test_a_text_depends_on_nothing_but_its_arguments(runtime: Runtime) -> None:
-    assert kata.render(handler(runtime), 4) == kata.render(handler(runtime), 4)
+    assert ours.render(handler(runtime), 4) == ours.render(handler(runtime), 4)
 
 
 @both_runtimes
 def test_a_text_says_whose_it_is(runtime: Runtime) -> None:
-    assert kata.render(handler(runtime), 4).startswith("# Written by kata-gpu")
+    assert ours.render(handler(runtime), 4).startswith("# Written by kata-gpu")
 
 
 @pytest.mark.parametrize(
@@ -146,4 +146,4 @@ def test_there_are_as_many_root_ports_as_functions_and_as_a_runtime_can_have(
 def test_a_fixed_number_of_root_ports_is_the_blueprints(
     runtime: Runtime, asked: int, ports: int
 ) -> None:
-    assert kata.root_ports(handler(runtime, pcie_root_ports=asked), 8) == ports
+    assert ours.root_ports(handler(runtime, pcie_root_ports=asked), 8) == ports

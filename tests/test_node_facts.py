@@ -1,10 +1,7 @@
 """What a node shows is read as it is, and what it does not show is unknown."""
 
-import json
 import os
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,8 +11,6 @@ from kata_gpu.host import Host, paths, procfs
 from kata_gpu.model.node_facts import (
     AgentFacts,
     AgentPart,
-    BrokenCdiFile,
-    CdiFile,
     DeviceNode,
     Directory,
     Hugepages,
@@ -24,7 +19,6 @@ from kata_gpu.model.node_facts import (
     NodeFacts,
     PartState,
     Unknown,
-    UnreadCdiFile,
 )
 from tests.fit_node import NEEDED, add_process, dress
 from tests.kernel import nodes
@@ -231,110 +225,3 @@ def test_a_file_system_that_no_mount_has_is_an_error(tmp_path: Path) -> None:
 
 def test_the_programs_of_this_machine_are_listed() -> None:
     assert procfs.commands(Path("/proc"))[os.getpid()]
-
-
-# CDI
-
-
-def cdi(kernel: FakeKernel, name: str, content: Any, folder: str = "etc/cdi") -> None:
-    text = content if isinstance(content, str) else json.dumps(content)
-    write(kernel, f"{folder}/{name}", text)
-
-
-def spec(node: str = "/dev/null") -> dict[str, Any]:
-    edits = {"deviceNodes": [{"path": "/dev/inside", "hostPath": node}]}
-    return {
-        "cdiVersion": "0.6.0",
-        "kind": "nvidia.com/gpu",
-        "devices": [{"name": "0", "containerEdits": edits}],
-        "containerEdits": {"deviceNodes": [{"path": "/dev/shared"}]},
-    }
-
-
-def files_of(kernel: FakeKernel) -> tuple[CdiFile | BrokenCdiFile | UnreadCdiFile, ...]:
-    found = collected(kernel.host).cdi
-    assert not isinstance(found, Unknown)
-    return found.files
-
-
-def test_specs_are_read_with_the_nodes_that_are_missing(kernel: FakeKernel) -> None:
-    (kernel.tree.root / "dev/here").symlink_to("/dev/null")
-    write(kernel, "dev/file", "")
-    cdi(kernel, "a.json", spec("/dev/here"))
-    cdi(kernel, ".b.yaml", "cdiVersion: 0.5.0\nkind: x.y/z\ndevices: []\n", "run/cdi")
-    cdi(kernel, "c.json", spec("/dev/file"), "run/cdi")
-    (kernel.tree.root / "var").mkdir()
-    (kernel.tree.root / "var/run").symlink_to("../run")
-    common: dict[str, Any] = {"version": "0.6.0", "kind": "nvidia.com/gpu", "devices": ("0",)}
-    assert files_of(kernel) == (
-        CdiFile(path="/etc/cdi/a.json", missing_nodes=("/dev/shared",), **common),
-        CdiFile(
-            path="/var/run/cdi/.b.yaml", version="0.5.0", kind="x.y/z", devices=(), missing_nodes=()
-        ),
-        CdiFile(path="/var/run/cdi/c.json", missing_nodes=("/dev/shared", "/dev/file"), **common),
-    )
-
-
-def test_what_no_reader_takes_is_left_over(kernel: FakeKernel) -> None:
-    for name in ("spec.1.tmp", "x.yml", ".kata-gpu-0123"):
-        cdi(kernel, name, "")
-    cdi(kernel, "a.json", spec(), "etc/cdi/below")
-    found = collected(kernel.host).cdi
-    assert not isinstance(found, Unknown)
-    assert found.files == ()
-    assert found.leftovers == ("/etc/cdi/.kata-gpu-0123", "/etc/cdi/spec.1.tmp", "/etc/cdi/x.yml")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("a.json", "", "Expecting value"),
-        ("a.json", "{", "Expecting property name"),
-        ("a.json", "[" * 100_000, "it has not the form of a CDI spec"),
-        ("a.json", "7", "it has not the form"),
-        ("a.json", {**spec(), "devices": None}, "it has not the form"),
-        ("a.json", {**spec(), "devices": [{"name": "x"}]}, "key 'containerEdits' is missing"),
-        ("a.json", {**spec(), "kind": 7}, "it has not the form"),
-        ("a.json", {"kind": "a/b", "devices": []}, "key 'cdiVersion' is missing"),
-        ("a.yaml", "[" * 500_000, "nesting"),
-        ("a.yaml", "a: [", "while parsing a flow node"),
-        ("a.yaml", "!!python/object/apply:os.system [id]", "could not determine a constructor"),
-    ],
-    ids=lambda value: repr(value)[:30],
-)
-def test_a_file_that_readers_refuse_is_broken(
-    name: str, content: Any, reason: str, kernel: FakeKernel
-) -> None:
-    cdi(kernel, name, content)
-    (found,) = files_of(kernel)
-    assert isinstance(found, BrokenCdiFile)
-    assert reason in found.reason
-    assert "\n" not in found.reason
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "a: &a [x]\nb: *a\n",
-        "[" * 99 + "]" * 99,
-        "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\n",
-        "#" * (2 << 20),
-    ],
-    ids=["alias", "depth", "bomb", "length"],
-)
-def test_a_file_made_to_grow_is_not_judged_and_costs_no_time(
-    content: str, kernel: FakeKernel
-) -> None:
-    cdi(kernel, "a.yaml", content)
-    started_s = time.process_time()
-    (found,) = files_of(kernel)
-    assert isinstance(found, UnreadCdiFile)
-    assert time.process_time() - started_s < 5
-
-
-def test_what_is_no_file_is_not_opened(kernel: FakeKernel) -> None:
-    folder = kernel.tree.root / "etc/cdi"
-    folder.mkdir(parents=True)
-    os.mkfifo(folder / "a.json")
-    (folder / "b.json").symlink_to("/nowhere")
-    assert [found.reason for found in files_of(kernel)] == 2 * ["it is no file"]  # type: ignore[union-attr]

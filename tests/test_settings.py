@@ -38,7 +38,8 @@ def settings_of(text: str) -> Settings:
 def test_the_blueprint_that_we_ship_is_valid() -> None:
     shipped = blueprint.load(CONFIGS / "blueprint.toml")
     assert [pool.resource for pool in shipped.pools] == ["nvidia.com/pgpu"]
-    assert [handler.runtime for handler in shipped.handlers] == [Runtime.GO, Runtime.RUST]
+    runtimes = [handler.runtime for handler in shipped.handlers]
+    assert runtimes == [Runtime.GO, Runtime.RUST, Runtime.GO, Runtime.GO]
 
 
 def test_the_settings_that_we_ship_are_the_defaults() -> None:
@@ -50,8 +51,9 @@ def test_the_settings_that_we_ship_are_the_defaults() -> None:
 
 def test_every_key_that_the_shipped_blueprint_mentions_is_one() -> None:
     text = (CONFIGS / "blueprint.toml").read_text()
-    found = blueprint.parse(re.sub("^# (?=[a-z_]+ = )", "", text, flags=re.M))
+    found = blueprint.parse(re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.M))
     assert found.pools[0].min_units == 8
+    assert [handler.name for handler in found.wiring.handlers] == ["kata-gpu"]
     assert found.pools[0].selectors[0].product == "*H100*"
 
 
@@ -85,6 +87,16 @@ def test_every_key_reaches_the_blueprint() -> None:
         hypervisor = "qemu"
         pod_resource_api_sock = "/run/pr.sock"
         pcie_root_ports = 8
+        cold_plug_vfio = "no-port"
+        vfio_mode = "vfio"
+        memory_mib = 4096
+        kernel_params = ["a=b", "quiet"]
+        enable_annotations = ["default_vcpus"]
+        dial_timeout_s = 60
+        create_container_timeout_s = 600
+        cdh_api_timeout_s = 90
+        launch_process_timeout_s = 15
+        confidential = "none"
     """
     gpus = Selector(
         vendor=0x10DE,
@@ -116,6 +128,16 @@ def test_every_key_reaches_the_blueprint() -> None:
                 config="/opt/kata/configuration.toml",
                 pod_resource_api_sock="/run/pr.sock",
                 pcie_root_ports=8,
+                cold_plug_vfio="no-port",
+                vfio_mode="vfio",
+                memory_mib=4096,
+                kernel_params=("a=b", "quiet"),
+                enable_annotations=("default_vcpus",),
+                dial_timeout_s=60,
+                create_container_timeout_s=600,
+                cdh_api_timeout_s=90,
+                launch_process_timeout_s=15,
+                confidential="none",
             ),
         ),
     )
@@ -132,6 +154,7 @@ def test_every_key_reaches_the_settings() -> None:
         socket = "/s.sock"
         socket_mode = "0600"
         cdi_directory = "/cdi"
+        kata_prefixes = ["/srv/kata"]
         rescan_interval_s = 5
         settle_s = 0
     """
@@ -141,6 +164,7 @@ def test_every_key_reaches_the_settings() -> None:
         socket="/s.sock",
         socket_mode=0o600,
         cdi_directory="/cdi",
+        kata_prefixes=("/srv/kata",),
         rescan_interval_s=5.0,
         settle_s=0.0,
     )
@@ -152,7 +176,7 @@ def test_every_key_reaches_the_settings() -> None:
 @pytest.mark.parametrize(
     ("text", "where", "allowed"),
     [
-        (HEAD + "pools = []", "pools", "drift, kata, pool, schema, version"),
+        (HEAD + "pools = []", "pools", "cdi, drift, kata, pool, runtime, schema, version"),
         (
             HEAD + POOL.replace("KEY", "max = 1"),
             "pool[1].max",
@@ -167,7 +191,10 @@ def test_every_key_reaches_the_settings() -> None:
         (
             HEAD + HANDLER.replace("KEY", "ports = 2"),
             "kata.handler[1].ports",
-            "config, hypervisor, name, pcie_root_ports, pod_resource_api_sock, runtime",
+            "cdh_api_timeout_s, cold_plug_vfio, confidential, config, create_container_timeout_s, "
+            "dial_timeout_s, enable_annotations, hot_plug_vfio, hypervisor, kernel_params, "
+            "launch_process_timeout_s, memory_mib, name, pcie_root_ports, pod_resource_api_sock, "
+            "runtime, vfio_mode",
         ),
     ],
     ids=["file", "pool", "selector", "kata", "handler"],
@@ -271,6 +298,48 @@ def test_a_key_of_control_characters_stays_on_one_line() -> None:
         (HEAD + HANDLER.replace('"/k.toml"', '"k.toml"'), "config is 'k.toml'", "absolute path"),
         (HEAD + HANDLER.replace('"/k.toml"', '"/a/../k"'), "config is '/a/../k'", "without .."),
         (HEAD + HANDLER.replace("KEY", "pcie_root_ports = 33"), "ports is 33", "or equal to 32"),
+        (HEAD + HANDLER.replace("KEY", "pcie_root_ports = 17"), "ports is 17", "at most 16"),
+        (
+            HEAD + HANDLER.replace('"go"', '"rust"').replace("KEY", "pcie_root_ports = 23"),
+            "pcie_root_ports is 23",
+            "at most 22",
+        ),
+        (
+            HEAD + HANDLER.replace("KEY", 'hot_plug_vfio = "root-port"'),
+            "kata.handler[1]",
+            "exclude each other",
+        ),
+        (
+            HEAD + HANDLER.replace('"go"', '"rust"').replace("KEY", 'hot_plug_vfio = "root-port"'),
+            "kata.handler[1]",
+            "of Kata's go runtime",
+        ),
+        (
+            HEAD + HANDLER.replace("KEY", 'confidential = "tdx", kernel_params = ["a"]'),
+            "kata.handler[1]",
+            "would change the measurement of tdx guests",
+        ),
+        (
+            HEAD + HANDLER.replace('"k"', '"kata-snp"').replace("KEY", 'kernel_params = ["a"]'),
+            "kata.handler[1]",
+            "would change the measurement of snp guests",
+        ),
+        (
+            HEAD
+            + HANDLER.replace(
+                "KEY",
+                'confidential = "snp", cold_plug_vfio = "no-port", hot_plug_vfio = "root-port"',
+            ),
+            "kata.handler[1]",
+            "at their start only",
+        ),
+        (HEAD + HANDLER.replace("KEY", 'kernel_params = ["a b"]'), "kernel_params[1]", "no blanks"),
+        (HEAD + HANDLER.replace("KEY", "memory_mib = 255"), "memory_mib is 255", "equal to 256"),
+        (HEAD + HANDLER.replace("KEY", 'cold_plug_vfio = "x"'), "cold_plug_vfio", "root-port"),
+        (HEAD + HANDLER.replace("KEY", 'vfio_mode = "x"'), "vfio_mode is 'x'", "guest-kernel"),
+        (HEAD + HANDLER.replace("KEY", 'enable_annotations = ["("]'), "annotations[1]", "regular"),
+        (HEAD + HANDLER.replace("KEY", "dial_timeout_s = 0"), "dial_timeout_s is 0", "equal to 1"),
+        (HEAD + HANDLER.replace("KEY", 'confidential = "sev"'), "confidential", "snp, tdx, none"),
         (HEAD + HANDLER.replace("KEY", 'hypervisor = "fc"'), "kata.handler[1]", "qemu or clh"),
     ],
 )

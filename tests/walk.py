@@ -48,7 +48,15 @@ name = "kata-qemu-nvidia-gpu-runtime-rs"
 runtime = "rust"
 config = "{_RUST}/configuration-qemu-nvidia-gpu-runtime-rs.toml"
 """
-_BASE_TEXT: Final = '[hypervisor.qemu]\ncold_plug_vfio = "root-port"\n\n[runtime]\n'
+_BASE_TEXT: Final = """\
+[hypervisor.qemu]
+cold_plug_vfio = "root-port"
+
+[runtime]
+name = "virt_container"
+hypervisor_name = "qemu"
+agent_name = "kata"
+"""
 
 
 @dataclass(frozen=True, slots=True)

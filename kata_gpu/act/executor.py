@@ -14,21 +14,23 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import assert_never
 
-from kata_gpu.act import cleaning, moving, services, virtuals
+from kata_gpu.act import cleaning, foreign_files, moving, owned_files, services, virtuals
 from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HeldError, KataGpuError, VerificationError
-from kata_gpu.host import Host, files, modules
+from kata_gpu.host import Host, modules
 from kata_gpu.model.plan import (
     CleanUnit,
     LoadModule,
     MakeVirtuals,
+    MoveFile,
     MoveGroup,
     NoteUse,
     Plan,
     Quarantine,
     RemoveFile,
     RemoveVirtuals,
+    RestartService,
     StartService,
     Step,
     StopService,
@@ -126,7 +128,7 @@ def _do(host: Host, step: Step, journal: Journal, looks: Looks) -> None:
     match step:
         case LoadModule():
             _load(host, step)
-        case StopService() | StartService():
+        case StopService() | StartService() | RestartService():
             _switch(host, step, journal)
         case MakeVirtuals() | RemoveVirtuals():
             _change_virtuals(host, step, journal)
@@ -134,7 +136,7 @@ def _do(host: Host, step: Step, journal: Journal, looks: Looks) -> None:
             moving.move(host, step, journal, looks)
         case CleanUnit():
             cleaning.clean(host, step, journal, looks)
-        case WriteFile() | RemoveFile():
+        case WriteFile() | RemoveFile() | MoveFile():
             _change_file(host, step, journal)
         case NoteUse() | Quarantine():
             _note(step, journal)
@@ -150,13 +152,14 @@ def _change_virtuals(host: Host, step: MakeVirtuals | RemoveVirtuals, journal: J
             virtuals.remove(host, step, journal)
 
 
-def _change_file(host: Host, step: WriteFile | RemoveFile, journal: Journal) -> None:
+def _change_file(host: Host, step: WriteFile | RemoveFile | MoveFile, journal: Journal) -> None:
     match step:
         case WriteFile():
-            _write(host, step, journal)
-        case RemoveFile(path=path):
-            files.remove(host.path(path))
-            journal.update(lambda ledger: ledger.without_file(path))
+            owned_files.write(host, step, journal)
+        case RemoveFile():
+            owned_files.remove(host, step, journal)
+        case MoveFile():
+            foreign_files.move(host, step)
 
 
 def _load(host: Host, step: LoadModule) -> None:
@@ -168,20 +171,16 @@ def _load(host: Host, step: LoadModule) -> None:
         )
 
 
-def _write(host: Host, step: WriteFile, journal: Journal) -> None:
-    path = host.path(step.path)
-    journal.update(lambda ledger: ledger.with_file(step.path))
-    files.replace(path, step.content, staging=host.path(step.staging))
-    if files.read(path) != step.content:
-        raise VerificationError(f"cannot write {step.path}: it reads back otherwise")
-
-
-def _switch(host: Host, step: StopService | StartService, journal: Journal) -> None:
+def _switch(
+    host: Host, step: StopService | StartService | RestartService, journal: Journal
+) -> None:
     match step:
         case StopService(name=name):
             services.stop(host, name, journal)
         case StartService(name=name):
             services.start(host, name, journal)
+        case RestartService(name=name, path=path):
+            services.restart(host, name, path, journal)
 
 
 def _note(step: NoteUse | Quarantine, journal: Journal) -> None:

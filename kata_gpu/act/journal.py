@@ -63,7 +63,8 @@ class Journal:
         document = {"schema": SCHEMA, "sha256": _checksum(body), "ledger": body}
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         self._is_on_disk = False
-        files.replace(self.path, text, staging=self.path.parent, mode=_MODE)
+        # an admin may have put the state elsewhere by a link
+        files.replace(self.path, text, staging=self.path.parent, mode=_MODE, follow=True)
         self.ledger, self._is_on_disk = ledger, True
 
 

@@ -47,6 +47,7 @@ def body(ledger: Ledger) -> dict[str, Any]:
             for made in ledger.virtuals
         ],
         "services": list(ledger.services),
+        "directories": list(ledger.directories),
     }
 
 
@@ -66,6 +67,7 @@ def ledger(body: dict[str, Any], *, schema: int) -> Ledger:
             for made in body["virtuals"]
         ),
         services=tuple(_name(service) for service in body["services"]),
+        directories=tuple(_absolute(path) for path in body.get("directories", [])),  # since 0.3
     )
 
 

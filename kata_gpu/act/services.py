@@ -1,10 +1,12 @@
-"""Stop services that keep GPUs busy, and start again those that ran when we came."""
+"""Stop services that keep GPUs busy, start those again, and restart one to read a file."""
 
 import logging
 
+from kata_gpu.act import owned_files
 from kata_gpu.act.journal import Journal
-from kata_gpu.errors import VerificationError
+from kata_gpu.errors import HostError, VerificationError
 from kata_gpu.host import Host, services
+from kata_gpu.model.plan import RemoveFile
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,28 @@ def start(host: Host, name: str, journal: Journal) -> None:
     else:
         log.warning("service %s is not there any more, so it is not started again", name)
     journal.update(lambda ledger: ledger.without_service(name))
+
+
+def restart(host: Host, name: str, path: str, journal: Journal) -> None:
+    """Restart a service that is to read *path*, and verify; one that does not run is left so.
+
+    If it does not start with our file, it is started without.
+
+    Raises:
+        HostError, VerificationError: it did not start with the file, which is removed.
+    """
+    if not services.read(host, name).is_running:
+        return
+    try:
+        services.restart(host, name)
+        _require(host, name, running=True)
+    except (HostError, VerificationError) as failure:
+        owned_files.remove(host, RemoveFile(path=path, reason="it is not liked"), journal)
+        services.restart(host, name)
+        _require(host, name, running=True)
+        raise VerificationError(
+            f"cannot have service {name} read {path}, so it runs without: {failure}"
+        ) from failure
 
 
 def _require(host: Host, name: str, *, running: bool) -> None:

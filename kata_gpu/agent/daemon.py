@@ -7,6 +7,7 @@ node: devices stay bound, files stay written, VMs run on.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from kata_gpu.agent import node
 from kata_gpu.agent.drift import Watchman
 from kata_gpu.agent.hints import Reasons, Sources, Watching, listening, paths_to_watch
 from kata_gpu.agent.node import Turn
+from kata_gpu.discover import kata
 from kata_gpu.errors import EndingError, HostError, KataGpuError, LedgerError
 from kata_gpu.host import Host, files, locks, systemd
 from kata_gpu.model.blueprint import Blueprint
@@ -52,6 +54,7 @@ async def run(
         watching = Watching(sources)
         watching.follow(())  # first: no change between reading the blueprint and watching it
         daemon = _Daemon(host, settings, load_blueprint)
+        daemon.sweep()
         async with server.serve(
             host.path(settings.socket),
             {STATUS: daemon.status},
@@ -76,7 +79,11 @@ def _notify(message: str) -> None:
 
 def _sweep(host: Host, settings: Settings) -> None:
     """Remove what a killed agent's half-written files left behind."""
-    for directory in (settings.state_directory, settings.cdi_directory):
+    _sweep_all(host, (settings.state_directory, settings.cdi_directory))
+
+
+def _sweep_all(host: Host, directories: Iterable[str]) -> None:
+    for directory in directories:
         for left in files.sweep(host.path(directory)):
             log.warning("removed %s, which a killed agent left", left)
 
@@ -131,6 +138,14 @@ class _Daemon:
         self._complaint: str | None = None
         self._trouble: str | None = None
         self._turning = asyncio.Lock()
+
+    def sweep(self) -> None:
+        """Remove what a killed agent left beside the base files of Kata."""
+        bases = (kata.find(self._host, h.name, h.config) for h in self._blueprint.handlers)
+        try:
+            _sweep_all(self._host, {base.directory for base in bases if base.directory})
+        except HostError as error:  # the folder is another program's, and it harms nobody there
+            log.warning("%s", error)
 
     async def turn(self, opened: Iterable[str] = ()) -> None:
         """Take one turn off the loop, and let readers have its state.
@@ -260,7 +275,9 @@ class _Daemon:
     def _remember(self, turn: Turn, hopeless: Mapping[str, Setback]) -> None:
         until = time.monotonic() + self._settings.rescan_interval_s
         self._failed = {
-            unit: self._failed[unit] if unit in hopeless else (why, until)
+            unit: self._failed[unit]
+            if unit in hopeless
+            else (why, math.inf if why.is_final else until)
             for unit, why in turn.failed.items()
             if why.state is UnitState.FAILED  # who waits is tried as soon as something is heard
         }

@@ -1,8 +1,8 @@
 """Why to take a turn: signals, and hints from whatever the daemon listens to.
 
-What no uevent tells of is watched: files that we wrote or depend on, the overrides of
-functions meant for VFIO, and the device nodes that a VM opens. What is not heard, because it
-cannot be watched or was lost, is found by the rescan.
+What no uevent tells of is watched: files that we wrote or depend on, everybody's CDI files, the
+overrides of functions meant for VFIO, and the device nodes that a VM opens. What is not heard,
+because it cannot be watched or was lost, is found by the rescan.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from kata_gpu.discover.cdi import DIRECTORIES
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host
 from kata_gpu.host.hint import Hint
@@ -134,9 +135,10 @@ class Watching:
 def paths_to_watch(host: Host, settings: Settings, state: NodeState) -> tuple[Path, ...]:
     """Return all that *state* depends on and no uevent tells of."""
     return (
-        host.path(settings.cdi_directory),
+        *(host.path(path) for path in dict.fromkeys((settings.cdi_directory, *DIRECTORIES))),
         *(host.path(file).parent for file in state.files),
         *(host.path(base.config) for base in state.kata),
+        *(host.path(f"{base.directory}/config.d") for base in state.kata if base.directory),
         *(path for unit in state.units for path in _of_unit(host, unit)),
     )
 

@@ -11,17 +11,27 @@ from kata_gpu.act import executor
 from kata_gpu.act.executor import Progress
 from kata_gpu.act.journal import Journal
 from kata_gpu.discover import inventory as discover
-from kata_gpu.discover import vfio
+from kata_gpu.discover import quarantine, runtimes, vfio
+from kata_gpu.discover.cdi import read as read_cdi
 from kata_gpu.errors import HostError, LedgerError
 from kata_gpu.host import Host, children, files, holders
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Cleaning, Ledger
 from kata_gpu.model.pci import Identity
-from kata_gpu.model.plan import Order, Plan, Setback, StartService, Step, StopService
+from kata_gpu.model.plan import (
+    Order,
+    Plan,
+    RestartService,
+    Setback,
+    StartService,
+    Step,
+    StopService,
+)
 from kata_gpu.model.report import NodeState, Outcome, Report, Result
 from kata_gpu.model.unit import UnitState
 from kata_gpu.plan import cdi, planner, state
+from kata_gpu.plan.runtime import wiring
 from kata_gpu.settings.agent import Settings
 
 log = logging.getLogger(__name__)
@@ -89,16 +99,24 @@ def look(host: Host, settings: Settings, blueprint: Blueprint, ledger: Ledger) -
 
     kinds = dict.fromkeys(pool.resource for pool in blueprint.pools if pool.resource)
     specs = (cdi.path(settings.cdi_directory, kind) for kind in kinds)
+    found_runtimes = runtimes.find(host) if blueprint.wiring.handlers else ()
     found = discover.collect(
         host,
         interest=interest,
         handlers={handler.name: handler.config for handler in blueprint.handlers},
-        paths=(*specs, *ledger.files),
+        paths=(*specs, *ledger.files, *wiring.paths(found_runtimes)),
         operations=children.leftovers(host.path("/proc")),
     )
     addresses = [function.address for function in found.functions if not function.is_bridge]
     users = holders.find(host, addresses)
-    return replace(found, holders={address: who for address, who in users.items() if who})
+    return replace(
+        found,
+        holders={address: who for address, who in users.items() if who},
+        cdi=read_cdi(host, settings.cdi_directory),
+        quarantine=settings.quarantine,
+        set_aside=quarantine.read(host, settings.quarantine),
+        runtimes=found_runtimes,
+    )
 
 
 def make_plan(
@@ -206,10 +224,21 @@ def _setbacks(plan: Plan, report: Report) -> dict[str, Setback]:
             stopped = any(isinstance(plan.steps[n - 1], StopService) for n in step.needs)
             is_held = outcome.result is Result.HELD and not stopped
             state = UnitState.WAITING if is_held else UnitState.FAILED
-            setback = Setback(reason=outcome.detail, state=state)
-            for name in (step.name,) if isinstance(step, StartService) else step.units:
+            is_final = outcome.result is Result.FAILED and isinstance(step, RestartService)
+            setback = Setback(reason=outcome.detail, state=state, is_final=is_final)
+            for name in _what_failed(step):
                 found.setdefault(name, setback)
     return found
+
+
+def _what_failed(step: Step) -> tuple[str, ...]:
+    match step:
+        case StartService(name=name):
+            return (name,)
+        case RestartService(name=name, path=path):
+            return (name, path)
+        case _:
+            return step.units
 
 
 def describe(

@@ -54,9 +54,9 @@ def apply(options: argparse.Namespace) -> int:
         return ExitCode.FAILED
     with locks.exclusive(host.path(settings.lock)):
         journal = node.open_journal(host, settings)
-        turn = node.converge(host, settings, wanted, journal, progress=_Progress())
+        turn = node.converge(host, settings, wanted, journal, progress=Progress())
     if turn.report.failures:
-        return _failed(turn.report)
+        return failed(turn.report)
     return ExitCode.REFUSED if turn.plan.refusals else ExitCode.OK
 
 
@@ -78,9 +78,9 @@ def release(options: argparse.Namespace) -> int:
     with locks.exclusive(host.path(settings.lock)):
         journal = node.open_journal(host, settings)
         found = node.make_release(host, settings, journal.ledger, chosen)
-        report = executor.execute(host, found, journal, progress=_Progress())
+        report = executor.execute(host, found, journal, progress=Progress())
     if report.failures:
-        return _failed(report)
+        return failed(report)
     return ExitCode.REFUSED if found.refusals else ExitCode.OK
 
 
@@ -97,7 +97,7 @@ def _agreed(found: Plan, options: argparse.Namespace) -> bool:
     return consent.agreed(f"take {len(found.steps)} steps?", yes=options.yes)
 
 
-class _Progress:
+class Progress:
     """Prints each step when it ends, and on a terminal what runs meanwhile, in one last line."""
 
     def __init__(self) -> None:
@@ -131,7 +131,8 @@ class _Progress:
         return f"{number:3}  {word}  {outcome.step}{detail} ({outcome.elapsed_s:.2f} s)"
 
 
-def _failed(report: Report) -> int:
+def failed(report: Report) -> int:
+    """Say what failed first, and return the status for it."""
     count = len(report.failures)
     first = report.failures[0]
     print(

@@ -12,6 +12,7 @@ from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.discover import node_facts
 from kata_gpu.errors import KataGpuError
 from kata_gpu.host import Host, paths
+from kata_gpu.model.blueprint import KataHandler
 from kata_gpu.model.doctor import Check, Grade
 from kata_gpu.model.node_facts import AgentFacts, AgentPart, PartState
 from kata_gpu.plan import doctor as checks
@@ -40,12 +41,14 @@ def doctor(options: argparse.Namespace) -> int:
         )
         return ExitCode.USAGE
     host = context.host(options)
-    found, agent = _agent(options, host)
+    found, agent, handlers = _agent(options, host)
     facts = node_facts.collect(
         host,
         state_directory=found.state_directory,
         cdi_directory=found.cdi_directory,
         agent=agent,
+        kata_prefixes=found.kata_prefixes,
+        handlers=handlers,
     )
     answers = [_printable(check) for check in checks.judge(facts, only)]
     _print(answers, options.output)
@@ -53,15 +56,19 @@ def doctor(options: argparse.Namespace) -> int:
     return ExitCode.REFUSED if is_unfit else ExitCode.OK
 
 
-def _agent(options: argparse.Namespace, host: Host) -> tuple[Settings, AgentFacts]:
-    """Return the settings in force, and how each part of the agent is."""
+def _agent(
+    options: argparse.Namespace, host: Host
+) -> tuple[Settings, AgentFacts, tuple[KataHandler, ...]]:
+    """Return the settings in force, how each part of the agent is, and the Kata handlers."""
     found, part = _settings(options)
-    return found, AgentFacts(
+    blueprint, handlers = _blueprint(host.path(found.blueprint))
+    parts = AgentFacts(
         settings=part,
-        blueprint=_blueprint(host.path(found.blueprint)),
+        blueprint=blueprint,
         ledger=_ledger(host.path(found.ledger)),
         socket=_socket(host.path(found.socket)),
     )
+    return found, parts, handlers
 
 
 def _settings(options: argparse.Namespace) -> tuple[Settings, AgentPart]:
@@ -72,17 +79,18 @@ def _settings(options: argparse.Namespace) -> tuple[Settings, AgentPart]:
     return found, AgentPart(state=PartState.SOUND, detail=f"files in {found.state_directory}")
 
 
-def _blueprint(path: Path) -> AgentPart:
+def _blueprint(path: Path) -> tuple[AgentPart, tuple[KataHandler, ...]]:
     try:
         if paths.status(path) is None:
-            return AgentPart(state=PartState.ABSENT, detail=f"none at {path}")
+            return AgentPart(state=PartState.ABSENT, detail=f"none at {path}"), ()
         from kata_gpu.settings import blueprint  # noqa: PLC0415 - pydantic is for who parses
 
         found = blueprint.load(path)
     except KataGpuError as error:
-        return _fault(error)
+        return _fault(error), ()
     pools = ", ".join(pool.name for pool in found.pools) or "none"
-    return AgentPart(state=PartState.SOUND, detail=f"version {found.version}, pools: {pools}")
+    detail = f"version {found.version}, pools: {pools}"
+    return AgentPart(state=PartState.SOUND, detail=detail), found.handlers
 
 
 def _ledger(path: Path) -> AgentPart:

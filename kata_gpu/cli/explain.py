@@ -1,6 +1,7 @@
 """``kata-gpu explain``: why a device is in the state it is in, and what makes it available."""
 
 import argparse
+import sys
 
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import explaining
@@ -19,7 +20,18 @@ _ANSWER_TIMEOUT_S = 3.0
 
 def explain(options: argparse.Namespace) -> int:
     """Print the explanation; exit with 3 when the device is not as it should be."""
+    if not is_understood(options):
+        print(
+            "kata-gpu: cannot explain this: name a device (0000:41:00.0), or a pod "
+            "(pod NAMESPACE/NAME)",
+            file=sys.stderr,
+        )
+        return ExitCode.USAGE
     host, settings = context.host(options), configuration.settings(options)
+    if options.device is None:
+        from kata_gpu.cli import explain_pod  # noqa: PLC0415 - for who asks about a pod
+
+        return explain_pod.explain(options, _word(host, settings))
     wanted = configuration.blueprint(options, settings)
     ledger = Journal(host.path(settings.ledger)).ledger
     word = _word(host, settings)
@@ -32,6 +44,11 @@ def explain(options: argparse.Namespace) -> int:
     else:
         _print(found)
     return ExitCode.OK if found.is_in_order else ExitCode.REFUSED
+
+
+def is_understood(options: argparse.Namespace) -> bool:
+    """Tell whether the words name either a device or a pod."""
+    return (options.device is None) is (options.pod is not None)
 
 
 def _word(host: Host, settings: Settings) -> Said | Unsaid:

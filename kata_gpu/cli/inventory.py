@@ -27,6 +27,8 @@ def inventory(options: argparse.Namespace) -> int:
         from kata_gpu.observe.document import document  # noqa: PLC0415 - for these alone
 
         body = document(found)
+        for name in ("cdi", "quarantine", "set_aside"):
+            del body[name]  # not looked for
         body["verdicts"] = document(tuple(verdicts.values()))
         print(output.dump(body, options.output))
     else:

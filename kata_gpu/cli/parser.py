@@ -7,6 +7,7 @@ import argparse
 import functools
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from kata_gpu.cli.output import FORMATS
 if TYPE_CHECKING:
     from kata_gpu.model.pci import PciAddress
 
+_POD_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 _EPILOG: Final = """\
 a first look at a node:
   kata-gpu doctor                    is this node fit for passthrough, and if not, what to do
@@ -27,12 +29,25 @@ a first look at a node:
   kata-gpu apply --dry-run           the same, at the place where it would be done
   kata-gpu apply                     do it, after asking
   kata-gpu status                    what the running agent says
+  kata-gpu cdi validate              which CDI file stops every pod
+  kata-gpu explain pod ml/train-0    why does this pod not get its GPU
   kata-gpu explain 0000:41:00.0      why is this GPU not available, and what to do
+  kata-gpu kata list                 which Kata handlers are here
+  kata-gpu runtime check             which handler of containerd or CRI-O leads where
   kata-gpu release --all             give everything back
+  kata-gpu uninstall --dry-run       what would be removed with the agent
 
 files: /etc/kata-gpu/agent.toml (optional), /etc/kata-gpu/blueprint.toml
 exit status: 0 in order or done, 1 failed, 2 plan has steps, 3 refused, unfit or not available,
 64 wrong usage
+"""
+
+_CDI_EPILOG: Final = """\
+for example:
+  kata-gpu cdi validate                        every file that a runtime reads
+  kata-gpu cdi validate ./nvidia.yaml          one file, before it is put there
+  kata-gpu cdi validate --runtime go -o json   for a program, on a node without runtime-rs
+  kata-gpu cdi list                            who offers which device, and who wins
 """
 
 Verb = Callable[[argparse.Namespace], int]
@@ -135,22 +150,77 @@ def _add_status(verbs: _Verbs, name: str) -> None:
     _add_output(parser)
 
 
+def _add_cdi(verbs: _Verbs, name: str) -> None:
+    below = _group(
+        verbs,
+        name,
+        "tell whether Kata's runtimes can read this node's CDI files",
+        "Look at CDI files, whoever wrote them: one that a Kata runtime refuses stops\n"
+        "every pod that asks for a GPU, and nothing on the node says which it was. Changes\n"
+        "nothing and needs no blueprint and no agent.",
+        _CDI_EPILOG,
+    )
+    validate = _verb(
+        below,
+        "validate",
+        "cdi",
+        "tell every fault of CDI files, and what it breaks",
+        "Hold each file against the CDI specification and against what Kata's Go runtime and "
+        "runtime-rs take of it. Each fault has its file, its place in the document, its rule, and "
+        "whether it stops every pod of a runtime or breaks one device. Exits 0 when all is fine, "
+        "3 when a runtime refuses something, or the specification does.",
+    )
+    validate.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="a CDI file (default: all of /etc/cdi, /var/run/cdi and the agent's cdi_directory)",
+    )
+    validate.add_argument(
+        "--runtime", choices=("go", "rust"), help="leave out what only the other one minds"
+    )
+    _add_output(validate)
+    listing = _verb(
+        below,
+        "list",
+        "cdi",
+        "show every device that CDI files name",
+        "Show each device with its file and device nodes, which of these are missing, whether it "
+        "is ours, and whether a pod of the Go runtime and of runtime-rs gets it from that file: "
+        "they search /etc/cdi and /var/run/cdi in opposite order. Exits 3 when a file stops every "
+        "pod of a runtime, and names it.",
+        function="list_",
+    )
+    _add_output(listing)
+
+
 def _add_explain(verbs: _Verbs, name: str) -> None:
     parser = _verb(
         verbs,
         name,
         "explain",
-        "tell why a GPU is not available, and what to do",
+        "tell why a GPU is not available, or a pod has none, and what to do",
         "Say of one device what it is, which unit and pool it belongs to, what is in the way, who "
         "has it, what was done to it, and what makes it available. Asks the agent, and looks "
         "itself where none runs; changes nothing. Exits 0 when it can be had, is had, or is "
-        "where the blueprint wants it, 3 when not.",
+        "where the blueprint wants it, 3 when not. Of a pod (kata-gpu explain pod ml/train-0) it "
+        "says what kubelet gave it, what both of Kata's runtimes make of that, and which known "
+        "failure the journal tells; it exits 3 when something keeps the pod from its devices.",
     )
     parser.add_argument(
         "device",
-        type=_address,
-        metavar="UNIT|ADDRESS",
-        help="PCI address of a unit or of any function near it, as in 0000:41:00.0",
+        type=_subject,
+        metavar="UNIT|ADDRESS|pod",
+        help="PCI address of a unit or of any function near it, as in 0000:41:00.0; or the word "
+        "pod, and then which",
+    )
+    parser.add_argument(
+        "pod",
+        nargs="?",
+        type=_pod,
+        metavar="NAMESPACE/NAME",
+        help="the pod, as in ml/train-0",
     )
     _add_blueprint(parser)
     _add_output(parser)
@@ -223,6 +293,59 @@ def _add_release(verbs: _Verbs, name: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
 
 
+def _add_uninstall(verbs: _Verbs, name: str) -> None:
+    parser = _verb(
+        verbs,
+        name,
+        "uninstall",
+        "give everything back, and leave nothing of kata-gpu on the node",
+        "Give every unit back as release --all does, and remove every file of ours, the folders "
+        "that were made for them if nothing else is in them, and last the ledger. Refused as a "
+        "whole while somebody has a unit, and while an agent runs. What you wrote, in "
+        "/etc/kata-gpu, stays. Example: kata-gpu uninstall --dry-run",
+    )
+    parser.set_defaults(log_level="CRITICAL")
+    _add_consent(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show what would go, and stop")
+
+
+def _add_runtime(verbs: _Verbs, name: str) -> None:
+    actions = _group(
+        verbs,
+        name,
+        "show how containerd or CRI-O is wired to Kata, and render the cluster's classes",
+        "Neither changes anything on the node, nor needs an agent.",
+        "examples:\n"
+        "  kata-gpu runtime check             which handler leads where, and what is wrong\n"
+        "  kata-gpu runtime render            the RuntimeClasses that go with the blueprint",
+    )
+    check = _verb(
+        actions,
+        "check",
+        "runtime",
+        "tell which handler leads where, and what is wrong",
+        "Read the container runtime's configuration as it does, and show each Kata handler: the "
+        "file that has the last word on it, its shim, its base file, its RuntimeClass; what hides "
+        "what, what the blueprint misses, and what must be restarted. With -o wide also the "
+        "tables of our own handlers, to be added by hand where no drop-in can be. Changes nothing. "
+        "Exits 3 when something is wrong or refused. Example: kata-gpu runtime check -o wide",
+    )
+    _add_blueprint(check)
+    _add_output(check)
+    render = _verb(
+        actions,
+        "render",
+        "runtime",
+        "print RuntimeClasses and DeviceClasses for the blueprint",
+        "Print the RuntimeClass of each handler and the DeviceClasses as YAML, for kubectl apply. "
+        "Example: kata-gpu runtime render | kubectl apply -f -",
+    )
+    _add_blueprint(render)
+    render.add_argument(
+        "--directory", type=Path, metavar="DIR", help="write a file for each class there instead"
+    )
+
+
 def _add_run(verbs: _Verbs, name: str) -> None:
     parser = _verb(
         verbs,
@@ -234,6 +357,56 @@ def _add_run(verbs: _Verbs, name: str) -> None:
     )
     parser.set_defaults(log_level="INFO")
     _add_blueprint(parser)
+
+
+def _add_kata(verbs: _Verbs, name: str) -> None:
+    below = _group(
+        verbs,
+        name,
+        "show Kata's handlers, and what configuration counts for each",
+        "Find Kata's installations, and merge a handler's base file with the drop-ins in its\n"
+        "config.d as its runtime does. Changes nothing and needs no agent.",
+        "examples:\n"
+        "  kata-gpu kata list -o wide\n"
+        "  kata-gpu kata show kata-qemu-nvidia-gpu --origin",
+    )
+    listing = _verb(
+        below,
+        "list",
+        "kata",
+        "show every handler of this node",
+        "Show every base file that is installed, behind links each once: its runtime by what it "
+        "holds, its version where the installation says it, whether its guests are confidential, "
+        "and whether the blueprint configures it. Exits 3 when the files of one are such that its "
+        "runtime would start no pod.",
+        function="list_",
+    )
+    _add_blueprint(listing)
+    _add_output(listing)
+    show = _verb(
+        below,
+        "show",
+        "kata",
+        "show what counts for one handler",
+        "Print a handler's effective configuration: the base file and all of config.d, merged as "
+        "its runtime merges them. What it refuses, changes or ignores is told on standard error. "
+        "Exits 3 when it would start no pod. For example: "
+        "kata-gpu kata show kata-qemu-nvidia-gpu --origin",
+    )
+    show.add_argument("handler", metavar="HANDLER|PATH", help="its name, or its base file's path")
+    show.add_argument("--origin", action="store_true", help="say of each value which file it is of")
+    _add_blueprint(show)
+    _add_output(show)
+
+
+def _group(verbs: _Verbs, name: str, summary: str, description: str, epilog: str) -> _Verbs:
+    """Add a verb that is nothing without one of those below it, and return these."""
+    parser = verbs.add_parser(
+        name, help=summary, description=description, epilog=epilog, formatter_class=_OverviewHelp
+    )
+    return parser.add_subparsers(
+        title="verbs", metavar="VERB", required=True, prog=f"kata-gpu {name}"
+    )
 
 
 def _add_completion(verbs: _Verbs, name: str) -> None:
@@ -253,14 +426,21 @@ def _verb(
     module: str,
     summary: str,
     description: str,
+    function: str | None = None,
 ) -> argparse.ArgumentParser:
+    """Add the verb *name*, which is *function* of a module of this room, or of its own name."""
     parser = verbs.add_parser(name, help=summary, description=description, formatter_class=_Help)
 
     def call(options: argparse.Namespace) -> int:
-        verb: Verb = getattr(importlib.import_module(f"kata_gpu.cli.{module}"), name)
+        verb: Verb = getattr(importlib.import_module(f"kata_gpu.cli.{module}"), function or name)
         return verb(options)
 
     parser.set_defaults(verb=call, log_level=None)
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="log every detail")
     parser.add_argument(
         "--root",
@@ -275,7 +455,6 @@ def _verb(
         metavar="FILE",
         help="the agent's settings (default: /etc/kata-gpu/agent.toml, if it is there)",
     )
-    return parser
 
 
 def _address(text: str) -> "PciAddress":
@@ -285,6 +464,20 @@ def _address(text: str) -> "PciAddress":
         return PciAddress.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _subject(text: str) -> "PciAddress | None":
+    """Return the device that is asked about; None when a pod is."""
+    return None if text == "pod" else _address(text)
+
+
+def _pod(text: str) -> tuple[str, str]:
+    namespace, slash, name = text.partition("/")
+    if not (slash and _POD_NAME.fullmatch(namespace) and _POD_NAME.fullmatch(name)):
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r} is no pod: write NAMESPACE/NAME, as in ml/train-0"
+        )
+    return namespace, name
 
 
 def _add_blueprint(parser: argparse.ArgumentParser) -> None:
@@ -309,10 +502,14 @@ _VERBS: Final = {
     "doctor": _add_doctor,
     "status": _add_status,
     "explain": _add_explain,
+    "cdi": _add_cdi,
     "plan": _add_plan,
     "apply": _add_apply,
     "release": _add_release,
     "clear": _add_clear,
+    "runtime": _add_runtime,
+    "uninstall": _add_uninstall,
     "run": _add_run,
+    "kata": _add_kata,
     "completion": _add_completion,
 }

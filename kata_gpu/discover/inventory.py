@@ -10,18 +10,21 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from kata_gpu.discover import functions, kata, platform
+from kata_gpu.discover import functions, platform
 from kata_gpu.discover.functions import DEVICES, Place, UnreadableFunctionError
 from kata_gpu.errors import HostError, StuckError
 from kata_gpu.host import Host, children, files, pci_ids, sriov
 from kata_gpu.host.children import Answer
 from kata_gpu.host.sysfs import Sysfs
-from kata_gpu.model.inventory import FileContent, Inventory, Problem
+from kata_gpu.model.inventory import FileContent, Inventory, KataBase, Problem
 from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import Identity, PciAddress, PciFunction
+
+if TYPE_CHECKING:
+    from kata_gpu.model.kata import Configuration
 
 Interest = Callable[[Identity], bool]
 
@@ -75,7 +78,7 @@ def collect(
                 problems.append(Problem(subject=str(address), reason=str(error)))
     numbers = {f.iommu_group for f in found if f.iommu_group is not None}
     facts, unknown = platform.read(host)
-    bases = tuple(kata.find(host, name, config) for name, config in (handlers or {}).items())
+    bases, configurations = _kata(host, handlers) if handlers else ((), ())
     return Inventory(
         functions=tuple(found),
         groups=tuple(_groups(host.sysfs, sorted(numbers), problems)),
@@ -88,7 +91,19 @@ def collect(
         operations=operations,
         problems=(*problems, *unknown),
         read_at=read_at,
+        configurations=configurations,
     )
+
+
+def _kata(
+    host: Host, handlers: Mapping[str, str]
+) -> "tuple[tuple[KataBase, ...], tuple[Configuration, ...]]":
+    """Return where the handlers' base files are, and each real one with what lies beside it."""
+    from kata_gpu.discover import kata  # noqa: PLC0415 - most verbs look at no handler
+
+    bases = tuple(kata.find(host, name, config) for name, config in handlers.items())
+    reals = dict.fromkeys(base.file for base in bases if base.file)
+    return bases, tuple(kata.configuration(host, real) for real in reals)
 
 
 def _uuid(host: Host, function: PciFunction) -> str | None:

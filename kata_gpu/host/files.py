@@ -2,11 +2,14 @@
 
 A file is replaced, never rewritten: temporary, fsync, rename, fsync of the directory. A
 reader sees the old text or the new one, after a crash too; a failure leaves the old one
-and no temporary behind. Nothing is opened through a symbolic link.
+and no temporary behind. Nothing is written or removed in a folder that is a symbolic link.
 """
 
 import errno
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +17,9 @@ from kata_gpu.errors import HostError
 
 _READ_MAX_BYTES: Final = 4 << 20
 _CHUNK_BYTES: Final = 65536  # /proc/sys refuses buffers of megabytes
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS_MAX: Final = 40  # as many as the kernel follows
+_MOVE_MAX_BYTES: Final = 64 << 20
 TEMPORARY: Final = ".kata-gpu-"  # ends in a random word: no reader of *.json or *.toml takes it
 
 
@@ -26,7 +31,9 @@ def read(path: Path, *, max_bytes: int = _READ_MAX_BYTES) -> str | None:
     """
     try:
         raw = bytearray()
-        with path.open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_open_what_does_not_wait) as file:
+            if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                raise HostError(f"cannot read {path}: it is a pipe")
             while chunk := file.read(_CHUNK_BYTES):
                 raw += chunk
                 if len(raw) > max_bytes:
@@ -40,48 +47,200 @@ def read(path: Path, *, max_bytes: int = _READ_MAX_BYTES) -> str | None:
         raise HostError(f"cannot read {path}: not UTF-8 at byte {error.start}") from error
 
 
-def replace(path: Path, content: str, *, staging: Path, mode: int = 0o644) -> None:
+def read_plain(path: Path, *, max_bytes: int) -> bytes:
+    """Return what a regular file of somebody else holds; it may be swapped at any moment.
+
+    Nothing else is opened for long: a FIFO is not waited for, and a link is not followed.
+
+    Raises:
+        HostError: it is not there, is no regular file, cannot be read, is longer than
+            *max_bytes*, or was written to meanwhile.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, "rb", buffering=0) as file:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise HostError(f"cannot read {path}: it is no regular file")
+            raw = bytearray()
+            while chunk := file.read(_CHUNK_BYTES):
+                raw += chunk
+                if len(raw) > max_bytes:
+                    raise HostError(f"cannot read {path}: it is longer than {max_bytes} bytes")
+            after = os.fstat(fd)
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}") from error
+    if (before.st_mtime_ns, len(raw)) != (after.st_mtime_ns, after.st_size):
+        raise HostError(f"cannot read {path}: somebody wrote to it meanwhile; try again")
+    return bytes(raw)
+
+
+def _open_what_does_not_wait(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe waits for its other end
+
+
+def replace(
+    path: Path, content: str, *, staging: Path, mode: int = 0o644, follow: bool = False
+) -> None:
     """Give *path* the text *content* in one step, durably.
 
     *staging* is where the temporary file is made: the same file system, and a folder
-    whose readers do not mind it. Both folders are made when missing.
+    whose readers do not mind it. Both folders are made when missing; neither may be a link
+    unless we are to *follow* it, and whoever puts one in their place meanwhile does not lead
+    us astray.
 
     Raises:
         HostError: any of it failed; *path* has its old content. If only the last fsync
             failed it may have the new one: read it back.
     """
-    temporary = staging / f"{TEMPORARY}{os.urandom(8).hex()}"
+    temporary = f"{TEMPORARY}{os.urandom(8).hex()}"
     try:
         data = content.encode("utf-8")
-        staging.mkdir(parents=True, exist_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        try:
-            _write_all(fd, data)
-            os.fchmod(fd, mode)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-        _sync(path.parent)
+        for folder in (staging, path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _folder(staging, follow=follow) as start, _folder(path.parent, follow=follow) as end:
+            try:
+                _write_new(temporary, data, mode, start)
+                os.rename(temporary, path.name, src_dir_fd=start, dst_dir_fd=end)
+            except OSError:
+                _forget(temporary, start)
+                raise
+            os.fsync(end)
     except UnicodeEncodeError as error:
         raise HostError(f"cannot write {path}: {error.reason}") from error
     except OSError as error:
-        _forget(temporary)
-        raise HostError(f"cannot write {path}: {error.strerror}") from error
+        raise HostError(f"cannot write {path}: {_reason(error, path)}") from error
 
 
-def remove(path: Path) -> None:
-    """Remove a file or a link, durably; one that is gone is no error."""
+def _write_new(name: str, data: bytes, mode: int, folder: int) -> None:
+    """Make a file that must not be there yet, whole and on the disk."""
+    fd = os.open(name, _NEW, 0o600, dir_fd=folder)
     try:
-        os.unlink(path)
-        _sync(path.parent)
+        _write_all(fd, data)
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a regular file, durably, to where nothing is; also to another file system.
+
+    A move that was cut short is finished: what is at *target* then has the age and length of
+    the source. A link, or anything else that is no file, is left alone.
+
+    Raises:
+        HostError: any of it failed; the file is at its old place, or at both.
+    """
+    try:
+        before = os.lstat(source)
+        if not stat.S_ISREG(before.st_mode):
+            raise HostError(f"cannot move {source}: it is no regular file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_moved(before, target):
+            _move(source, before, target)
+    except OSError as error:
+        raise HostError(f"cannot move {source} to {target}: {error.strerror}") from error
+    remove(source)
+
+
+def is_moved(source: Path, target: Path) -> bool:
+    """Tell whether *target* is what a move of *source* that was cut short left."""
+    try:
+        before, after = os.lstat(source), os.lstat(target)
+    except OSError:
+        return False
+    return (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+
+
+def _is_moved(before: os.stat_result, target: Path) -> bool:
+    try:
+        after = os.lstat(target)
+    except FileNotFoundError:
+        return False
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise HostError(f"cannot move a file to {target}: something else is there")
+    return True
+
+
+def _move(source: Path, before: os.stat_result, target: Path) -> None:
+    try:
+        os.rename(source, target)
+        _sync(target.parent)
+        _sync(source.parent)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy(source, before, target)
+
+
+def _copy(source: Path, before: os.stat_result, target: Path) -> None:
+    """Make *target* what *source* is, mode, owner and age included, in one step."""
+    temporary = target.parent / f"{TEMPORARY}{os.urandom(8).hex()}"
+    try:
+        fd = os.open(temporary, _NEW, 0o600)
+        try:
+            _write_all(fd, read_plain(source, max_bytes=_MOVE_MAX_BYTES))
+            os.fchmod(fd, stat.S_IMODE(before.st_mode))
+            os.fchown(fd, before.st_uid, before.st_gid)
+            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, target)
+        _sync(target.parent)
+    except (OSError, HostError):
+        with suppress(OSError):  # the first error is the one worth telling
+            os.unlink(temporary)
+        raise
+
+
+def remove(path: Path, *, follow: bool = False) -> None:
+    """Remove a file or a link, durably; one that is gone is no error.
+
+    Raises:
+        HostError: it cannot be removed, or its folder is a link that we are not to *follow*.
+    """
+    try:
+        with _folder(path.parent, follow=follow) as folder:
+            os.unlink(path.name, dir_fd=folder)
+            os.fsync(folder)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise HostError(f"cannot remove {path}: {error.strerror}") from error
+        raise HostError(f"cannot remove {path}: {_reason(error, path)}") from error
+
+
+def remove_empty(directory: Path) -> None:
+    """Remove a folder; one that is gone, or that holds anything, is no error and stays so."""
+    try:
+        os.rmdir(directory)
+        _sync(directory.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY}:
+            raise HostError(f"cannot remove {directory}: {error.strerror}") from error
+
+
+@contextmanager
+def _folder(path: Path, *, follow: bool) -> Iterator[int]:
+    """Hold a folder open: it stays the same whatever becomes of its name."""
+    how = 0 if follow else os.O_NOFOLLOW
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | how)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _reason(error: OSError, path: Path) -> str:
+    """Return why it failed; a folder that is a link says no more than that it is none."""
+    if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+        with suppress(OSError):  # it is none, or is none any more
+            target = os.readlink(path.parent)
+            return f"its folder is a link to {target!r}, and nothing is done there"
+    return error.strerror or str(error)
 
 
 def names(directory: Path) -> list[str]:
@@ -159,9 +318,9 @@ def _sync(directory: Path) -> None:
         os.close(fd)
 
 
-def _forget(temporary: Path) -> None:
+def _forget(temporary: str, folder: int) -> None:
     """Remove a temporary after a failure, whose error is the one worth telling."""
     try:
-        os.unlink(temporary)
+        os.unlink(temporary, dir_fd=folder)
     except OSError:
         return

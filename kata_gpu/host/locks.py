@@ -33,6 +33,8 @@ def exclusive(path: Path) -> Iterator[None]:
 def _take(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(fd).st_nlink == 0:
+            raise HeldError(f"cannot lock {path}: it was removed meanwhile; try again")
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
     except BlockingIOError as error:

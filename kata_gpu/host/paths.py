@@ -4,15 +4,18 @@ Paths that belong to other programs are looked at as those programs would: links
 followed.
 """
 
+import itertools
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kata_gpu.errors import HostError
 from kata_gpu.host import files
-from kata_gpu.model.node_facts import FileSystem
+
+if TYPE_CHECKING:
+    from kata_gpu.model.node_facts import FileSystem
 
 _MOUNTINFO_MAX_BYTES: Final = 16 << 20
 
@@ -56,6 +59,46 @@ def status(path: Path) -> Status | None:
     )
 
 
+def is_there(path: Path) -> bool:
+    """Tell whether anything has that name, be it a link to nowhere.
+
+    Raises:
+        HostError: a folder on the way may not be searched.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise HostError(f"cannot look at {path}: {error.strerror}") from error
+    return True
+
+
+def modified_at_s(path: Path) -> float | None:
+    """Return when what is at *path* was last written, since the epoch; None if nobody can say."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return None
+
+
+def is_executable(path: Path) -> bool:
+    """Tell whether *path* is a file that somebody may execute."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) and bool(mode & 0o111)
+
+
+def matching(pattern: str, *, root: Path, limit: int) -> tuple[str, ...]:
+    """Return at most *limit* absolute paths of the host at *root* that a glob names, sorted."""
+    import glob  # noqa: PLC0415 - for who follows other people's patterns
+
+    found = glob.iglob(pattern.lstrip("/"), root_dir=root, include_hidden=True)
+    return tuple(sorted(f"/{path}" for path in itertools.islice(found, limit)))
+
+
 def names(path: Path) -> tuple[str, ...]:
     """Return what the directory at *path* holds, sorted; nothing when there is none.
 
@@ -78,7 +121,7 @@ def link(path: Path) -> str:
         raise HostError(f"cannot follow {path}: {error.strerror}") from error
 
 
-def file_system(path: Path, *, proc: Path) -> FileSystem:
+def file_system(path: Path, *, proc: Path) -> "FileSystem":
     """Return the file system that *path* lies on, by its device number in *proc*'s mountinfo.
 
     Names of mount points would not do: a mount may be hidden by another, and a folder of
@@ -91,6 +134,8 @@ def file_system(path: Path, *, proc: Path) -> FileSystem:
         device, found = os.stat(path).st_dev, os.statvfs(path)
     except OSError as error:
         raise HostError(f"cannot look at {path}: {error.strerror}") from error
+    from kata_gpu.model.node_facts import FileSystem  # noqa: PLC0415 - a module of many values
+
     return FileSystem(
         kind=_kind(proc / "self/mountinfo", f"{os.major(device)}:{os.minor(device)}"),
         is_read_only=bool(found.f_flag & os.ST_RDONLY),

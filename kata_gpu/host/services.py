@@ -7,6 +7,7 @@ that success; SYSTEMD_IGNORE_CHROOT tells it otherwise.
 Source: systemctl(1); docs/ENVIRONMENT.md and src/basic/virt.c of systemd.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,6 +57,23 @@ def read(host: Host, name: str) -> Service:
     return Service(load_state=found["LoadState"], active_state=found["ActiveState"])
 
 
+def started_at_s(host: Host, name: str) -> float | None:
+    """Return when a service was started, in seconds since the epoch; None if it does not run.
+
+    It is as exact as the node's clock was steady since.
+
+    Raises:
+        HostError: there is no systemd, or it does not answer.
+    """
+    asked = ("-p", "ActiveState", "-p", "ActiveEnterTimestampMonotonic")
+    said = host.run((*_SYSTEMCTL, "show", *asked, "--", name), timeout_s=_LOOK_TIMEOUT_S)
+    found = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    word = found.get("ActiveEnterTimestampMonotonic", "")
+    if found.get("ActiveState") != "active" or not word.isdecimal() or not int(word):
+        return None
+    return time.time() - time.monotonic() + int(word) / 1e6
+
+
 def stop(host: Host, name: str) -> None:
     """Stop a service and wait until its processes have ended; HostError as systemd refuses."""
     host.run((*_SYSTEMCTL, "--no-ask-password", "stop", "--", name), timeout_s=_CHANGE_TIMEOUT_S)
@@ -64,3 +82,8 @@ def stop(host: Host, name: str) -> None:
 def start(host: Host, name: str) -> None:
     """Start a service and wait until it runs; HostError as systemd refuses."""
     host.run((*_SYSTEMCTL, "--no-ask-password", "start", "--", name), timeout_s=_CHANGE_TIMEOUT_S)
+
+
+def restart(host: Host, name: str) -> None:
+    """Restart a service and wait until it runs; HostError as systemd refuses."""
+    host.run((*_SYSTEMCTL, "--no-ask-password", "restart", "--", name), timeout_s=_CHANGE_TIMEOUT_S)

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from kata_gpu.model.pci import Identity, PciAddress, PciFunction
+from kata_gpu.model.runtime import RuntimeKind
 
 SCHEMA: Final = 1
 
@@ -123,6 +124,88 @@ class KataHandler:
     pcie_root_ports: int | None = None
     """Fixed number of root ports; None to have as many as the units need."""
 
+    cold_plug_vfio: str = "root-port"
+    hot_plug_vfio: str = "no-port"
+    """Of the Go runtime, which refuses both together; runtime-rs has it not."""
+
+    vfio_mode: str = "guest-kernel"
+    memory_mib: int | None = None
+    """Memory of a VM before its containers ask for theirs; None to leave it as it is."""
+
+    kernel_params: tuple[str, ...] = ()
+    """Appended to those that hold without us; never for confidential guests, whose measurement
+    they would change.
+    """
+
+    enable_annotations: tuple[str, ...] = ()
+    """Appended to those that hold without us."""
+
+    dial_timeout_s: int | None = None
+    """How long a VM's agent is waited for, in all; None, here and below, to leave it as it is."""
+
+    create_container_timeout_s: int | None = None
+    cdh_api_timeout_s: int | None = None
+    launch_process_timeout_s: int | None = None
+
+    confidential: str | None = None
+    """``snp``, ``tdx`` or ``none``; None to go by the name."""
+
+    @property
+    def tee(self) -> str:
+        """The trusted environment that it is for, by the blueprint's word: snp, tdx or none."""
+        return self.confidential or tee_of(self.name)
+
+    @property
+    def is_confidential(self) -> bool:
+        """Whether its VMs take no legacy VFIO group."""
+        return self.tee != "none"
+
+
+def tee_of(name: str) -> str:
+    """Return the trusted environment that a handler's name speaks of: snp, tdx or none.
+
+    Kata's names have it as a word: ``kata-qemu-nvidia-gpu-snp-runtime-rs``.
+    """
+    words = name.split("-")
+    return next((tee for tee in ("snp", "tdx") if tee in words), "none")
+
+
+class Restart(StrEnum):
+    """When the container runtime is restarted to read what we wrote."""
+
+    NEVER = "never"
+    WHEN_CHANGED = "when-changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeHandler:
+    """A handler that the container runtime gets from us, beside those of kata-deploy."""
+
+    name: str
+    """``kata-gpu`` or ``kata-gpu-…``."""
+
+    base: str
+    """Name of the Kata handler whose configuration it shares."""
+
+    shim: str | None = None
+    """Absolute path of Kata's shim; None for where Kata installs it beside the base file."""
+
+    snapshotter: str | None = None
+    """containerd's snapshotter for its images; None for containerd's own choice."""
+
+    guest_pull: bool = False
+    """Whether CRI-O leaves pulling images to the guest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """What the container runtime is told."""
+
+    handlers: tuple[RuntimeHandler, ...] = field(default=())
+    restart: Restart = Restart.NEVER
+    kind: RuntimeKind | None = None
+    """Which container runtime; None for the only one that the node has."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blueprint:
@@ -134,6 +217,9 @@ class Blueprint:
     drift: Drift = Drift.REPAIR
     pools: tuple[Pool, ...] = field(default=())
     handlers: tuple[KataHandler, ...] = field(default=())
+    cdi_quarantine: tuple[str, ...] = field(default=())
+    """Patterns of the names of foreign CDI files that are to be moved out of the way."""
+    wiring: Wiring = field(default=Wiring())
 
     def pool_for(self, function: PciFunction) -> Pool | None:
         """Return the first pool that selects *function*, limits aside; None for none."""

@@ -87,7 +87,38 @@ class Explanation:
     """What makes it available, or how a pod asks for it, in order."""
 
 
-def lines(explanation: Explanation) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """What keeps a pod from its devices, and its mend."""
+
+    what: str
+    mend: str
+    source: str
+    """How it is known: the place in Kata, or what was looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodExplanation:
+    """The answer to "why does this pod not get its GPU?"."""
+
+    pod: str
+    """``namespace/name``."""
+
+    uid: str | None
+    handler: str | None
+    is_in_order: bool
+    """Whether nothing was found that keeps it from its devices."""
+
+    headline: str
+    source: str
+    causes: tuple[Cause, ...] = field(default=())
+    """The likeliest first."""
+
+    sections: tuple[Section, ...] = field(default=())
+    actions: tuple[str, ...] = field(default=())
+
+
+def lines(explanation: Explanation | PodExplanation) -> tuple[str, ...]:
     """Return the explanation as a person reads it, each sentence in a line of its own."""
     found = [explanation.headline, f"({explanation.source})"]
     for section in explanation.sections:

@@ -1,15 +1,24 @@
 """The inventory: what is on this node, as of one moment, with what could not be read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING, Final
 
+from kata_gpu.model.cdi import CdiSpecs
 from kata_gpu.model.holder import Holder
 from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.platform import Platform
+from kata_gpu.model.runtime import ContainerRuntime
 from kata_gpu.model.vfio import VfioDriver
+
+if TYPE_CHECKING:
+    from kata_gpu.model.kata import Configuration
+
+DROP_IN_NAME: Final = "60-kata-gpu.toml"
+"""Our file in ``config.d``: kata-deploy owns the numbers 10 to 50 and leaves 51 to 89 to others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +45,13 @@ class KataBase:
     reason: str | None
     """Why there is no directory; None when there is."""
 
+    file: str | None = None
+    """The real file behind links; None where there is no directory."""
+
     @property
     def drop_in(self) -> str | None:
-        """Path of our drop-in; None where no base file was found.
-
-        kata-deploy owns the numbers 10 to 50 and leaves 51 to 89 to others.
-        """
-        return self.directory and f"{self.directory}/config.d/60-kata-gpu.toml"
+        """Path of our drop-in; None where no base file was found."""
+        return self.directory and f"{self.directory}/config.d/{DROP_IN_NAME}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +61,20 @@ class FileContent:
     path: str
     content: str | None
     """None when there is no such file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:
+    """A foreign file that was moved out of the way."""
+
+    path: str
+    """Where it was."""
+
+    kept: str
+    """Where it is."""
+
+    is_half_done: bool
+    """Whether the move, or the way back, was cut short: the same file is at both places."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +98,19 @@ class Inventory:
     read_at: datetime  # UTC
     vfio_drivers: tuple[VfioDriver, ...] = ()
     """For each function but bridges, by address; empty where they were not looked for."""
+
+    configurations: "tuple[Configuration, ...]" = ()
+    """Of *kata*, each real base file once."""
+    cdi: CdiSpecs = field(default_factory=CdiSpecs)
+    """Everybody's CDI files; none where they were not looked for."""
+
+    quarantine: str | None = None
+    """Where foreign files are moved to; None where it was not looked for."""
+
+    set_aside: tuple[SetAside, ...] = ()
+    """What is there."""
+    runtimes: tuple[ContainerRuntime, ...] = ()
+    """The node's container runtimes; empty where they were not looked for."""
 
     def by_address(self) -> dict[PciAddress, PciFunction]:
         """Return the functions keyed by address."""

@@ -4,6 +4,7 @@ It is written before the first change and is the only source of the way back: an
 driver is never guessed.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -96,6 +97,9 @@ class Ledger:
     services: tuple[str, ...] = field(default=())
     """Services of the host that we stopped, to be started when their GPUs are back."""
 
+    directories: tuple[str, ...] = field(default=())
+    """Absolute paths of the folders that we made for files, to be removed after the last file."""
+
     def entry(self, unit: str) -> LedgerEntry | None:
         """Return the entry of *unit*; None when it is not ours."""
         return next((entry for entry in self.entries if entry.unit == unit), None)
@@ -122,6 +126,14 @@ class Ledger:
     def without_file(self, path: str) -> Self:
         """Return a ledger that does not own *path*."""
         return replace(self, files=tuple(file for file in self.files if file != path))
+
+    def with_directories(self, paths: Iterable[str]) -> Self:
+        """Return a ledger that owns these folders too."""
+        return replace(self, directories=tuple(sorted({*self.directories, *paths})))
+
+    def without_directories(self) -> Self:
+        """Return a ledger that owns no folder."""
+        return replace(self, directories=())
 
     def made(self, parent: PciAddress) -> MadeVirtuals | None:
         """Return what we made of the physical function at *parent*; None when nothing."""

@@ -7,6 +7,8 @@ must not look sound.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kata_gpu.model.cdi import CdiSpecs
+from kata_gpu.model.kata import InstalledFile
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.platform import Platform
 
@@ -170,43 +172,6 @@ class Directory:
     file_system: FileSystem | Unknown
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CdiFile:
-    """One file that CDI readers take."""
-
-    path: str
-    version: str
-    kind: str
-    devices: tuple[str, ...]
-    missing_nodes: tuple[str, ...]
-    """Nodes that the file names and that are no devices on this host."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokenCdiFile:
-    """One file that CDI readers take, and cannot use."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnreadCdiFile:
-    """One file that CDI readers take, of which nothing can be told here."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CdiFacts:
-    """All that lies where CDI specs are looked for."""
-
-    files: tuple[CdiFile | BrokenCdiFile | UnreadCdiFile, ...]
-    leftovers: tuple[str, ...]
-    """Paths of files that no reader takes."""
-
-
 class PartState(StrEnum):
     """How a part of the agent is."""
 
@@ -247,8 +212,10 @@ class NodeFacts:
 
     state_directory: Directory | Unknown
     cdi_directory: Directory | Unknown
-    cdi: CdiFacts | Unknown
+    cdi: CdiSpecs | Unknown
     driverctl: tuple[str, ...] | Unknown
     """Devices that driverctl gives to a driver at boot."""
 
     agent: AgentFacts
+    kata: tuple[InstalledFile, ...] | Unknown = ()
+    """Base files of Kata's handlers: those that the blueprint names, or with something beside."""

@@ -50,6 +50,9 @@ class Setback:
     state: UnitState = UnitState.FAILED
     """What it makes of the unit."""
 
+    is_final: bool = False
+    """Whether to try again would do harm: it takes an admin, or another blueprint."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
@@ -108,6 +111,26 @@ class StartService:
     def headline(self) -> str:
         """What it does, in one line."""
         return f"start service {self.name}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that come to nothing if it fails."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartService:
+    """Restart a service so that it reads a file of ours; without the file if it does not start."""
+
+    name: str
+    path: str
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"restart service {self.name}"
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -324,6 +347,26 @@ class RemoveFile:
         return ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveFile:
+    """Move somebody else's file, as the blueprint says, to where nothing is."""
+
+    path: str
+    target: str
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"move {self.path} to {self.target}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that come to nothing if it fails."""
+        return ()
+
+
 Step = (
     LoadModule
     | StopService
@@ -334,8 +377,10 @@ Step = (
     | CleanUnit
     | Quarantine
     | StartService
+    | RestartService
     | WriteFile
     | RemoveFile
+    | MoveFile
 )
 
 

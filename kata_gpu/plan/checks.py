@@ -10,7 +10,6 @@ from kata_gpu.model.blueprint import KataHandler, Runtime
 from kata_gpu.model.pci import CLASS_AUDIO, PciFunction
 from kata_gpu.model.plan import Finding, Severity
 from kata_gpu.model.platform import Platform
-from kata_gpu.plan.kata import ROOT_PORTS_MAX
 
 
 def unit(
@@ -21,7 +20,9 @@ def unit(
     heard = [f for f in guests if f.identity.subclass != CLASS_AUDIO]
     has_cdevs = all(function.vfio_cdev for function in guests)
     for handler in handlers:
-        limit = ROOT_PORTS_MAX[handler.runtime]
+        from kata_gpu.plan.kata.dialect import DIALECTS  # noqa: PLC0415 - for who has handlers
+
+        limit = DIALECTS[handler.runtime].root_ports_max
         if handler.runtime is Runtime.RUST and len(heard) > 1 and not has_cdevs:
             reason = (
                 f"it has {len(heard)} functions beside audio in one IOMMU group, and handler "

@@ -76,7 +76,12 @@ def file(now: Situation, path: str) -> Finding | None:
     """Object to writing a file that somebody else keeps changing, or that is only watched."""
     setback = now.failed.get(path)
     if setback is not None:
-        return refusal(path, setback.reason, "find that program and stop it", state=setback.state)
+        remedy = (
+            "mend that, then have the blueprint read again (SIGHUP)"
+            if setback.is_final
+            else "find that program and stop it"
+        )
+        return refusal(path, setback.reason, remedy, state=setback.state)
     left = now.kept.files.get(path)
     if left is None or left == now.inventory.content(path):
         return None

@@ -30,11 +30,12 @@ from kata_gpu.model.plan import (
 )
 from kata_gpu.model.unit import Unit
 from kata_gpu.plan import (
-    cdi,
     checks,
     cleaning,
     objections,
+    offers,
     published,
+    quarantine,
     services,
     targets,
     units,
@@ -42,6 +43,7 @@ from kata_gpu.plan import (
 )
 from kata_gpu.plan.cleaning import CleaningStep
 from kata_gpu.plan.published import Steps
+from kata_gpu.plan.runtime import wiring
 from kata_gpu.plan.situation import Situation
 
 
@@ -117,7 +119,7 @@ class _Draft:
         self._notes = notes
         self._moves: list[MoveGroup] = []
         self._cleanings: list[CleaningStep] = []
-        self._offers: dict[str, dict[str, tuple[str, ...]]] = {}
+        self._offered: list[tuple[str, Unit]] = []
         self._passengers = 0
         self._pools: dict[str, Pool] = {}
 
@@ -288,8 +290,14 @@ class _Draft:
             return
         functions = [now.functions[address] for address in unit.functions]
         self.findings.extend(checks.unit(unit.id, functions, now.blueprint.handlers))
-        nodes = cdi.nodes(unit, functions, now.inventory.platform)
-        self._offers.setdefault(pool.resource, {})[unit.id] = nodes
+        self._offered.append((pool.resource, unit))
+
+    def _offers(self) -> published.Offers:
+        """Return what is offered, in the one way that this node gives access to all of it."""
+        now = self._now
+        offer = offers.choose(now, self._offered)
+        self.findings.extend(offer.findings)
+        return offer.nodes
 
     # Order
 
@@ -299,6 +307,9 @@ class _Draft:
         if self._passengers:
             self.findings.extend(checks.platform(now.inventory.platform))
         steps = Steps(now.inventory.files)
+        away, findings = quarantine.plan(now)
+        self.findings.extend(findings)
+        steps.steps.extend(away)
         virtuals.add(steps, virtual_steps)
         for note in self._notes:
             steps.add(note)
@@ -318,7 +329,7 @@ class _Draft:
         for step in sorted(self._cleanings, key=lambda s: s.unit):
             numbers[step.unit] = steps.add(replace(step, needs=withdrawn))
         wishes, findings = published.wishes(
-            now.blueprint, now.inventory, self._offers, self._passengers, self._cdi_directory
+            now.blueprint, now.inventory, self._offers(), self._passengers, self._cdi_directory
         )
         self.findings.extend(findings)
         settled = set()
@@ -326,7 +337,7 @@ class _Draft:
             if not steps.is_so(wish) and self._objects(objections.file(now, wish.path)):
                 settled.add(wish.path)
                 continue
-            if wish.content is not None:
+            if wish.content is not None or wish.stays:
                 settled.add(wish.path)
             steps.fulfil(wish, tuple(sorted(numbers[u] for u in wish.units & numbers.keys())))
         stale = (path for path in now.ledger.files if path not in settled)
@@ -335,6 +346,9 @@ class _Draft:
         starts, findings = services.starts(now, self._pools, stops, needs=tuple(back))
         self.findings.extend(findings)
         steps.steps.extend(starts)
+        again, findings = wiring.restarts(now, steps.steps)
+        self.findings.extend(findings)
+        steps.steps.extend(again)
         return self._plan(steps)
 
     def finish_release(self, chosen: frozenset[str] | None) -> Plan:
@@ -353,6 +367,7 @@ class _Draft:
         is_all = len(self._moves) == len(now.ledger.entries)
         if chosen is None and is_all:  # a unit that stays keeps what its VM was given by
             steps.clear(now.ledger.files, "everything is given back", tuple(moved))
+            steps.steps.extend(quarantine.release(now))
         for name in now.ledger.services if is_all else ():
             steps.add(services.start(name, needs=tuple(moved)))
         return self._plan(steps)

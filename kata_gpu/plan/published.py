@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from kata_gpu.model.blueprint import Blueprint, KataHandler
 from kata_gpu.model.inventory import FileContent, Inventory
 from kata_gpu.model.plan import Finding, RemoveFile, Severity, Step, WriteFile
-from kata_gpu.plan import cdi, kata
+from kata_gpu.plan import cdi
+from kata_gpu.plan.runtime import wiring
 
 Offers = Mapping[str, Mapping[str, tuple[str, ...]]]
 """Device nodes of each unit, by resource and unit id."""
@@ -24,6 +25,9 @@ class Wish:
     units: frozenset[str] = frozenset()
     """Units that the file speaks of: a move of theirs must succeed first."""
 
+    stays: bool = False
+    """Whether what is there stays as it is, be it there or not."""
+
 
 class Steps:
     """Steps in order, with the files as they will be after the last of them."""
@@ -39,7 +43,7 @@ class Steps:
 
     def is_so(self, wish: Wish) -> bool:
         """Tell whether the file will be what it should be, without a further step."""
-        return self._files.get(wish.path) == wish.content
+        return wish.stays or self._files.get(wish.path) == wish.content
 
     def fulfil(self, wish: Wish, needs: tuple[int, ...]) -> None:
         """Add the step that makes a file what it should be, if it is not."""
@@ -104,7 +108,12 @@ def wishes(
         for kind in dict.fromkeys(p.resource for p in blueprint.pools if p.resource)
     )
     drop_ins, findings = _drop_ins(blueprint, inventory, passengers)
-    return (*specs, *drop_ins), findings
+    wired, unwired = wiring.drop_ins(blueprint, inventory.runtimes)
+    handlers = (
+        Wish(path=file.path, staging=file.staging, content=file.content, reason=file.reason)
+        for file in wired
+    )
+    return (*specs, *drop_ins, *handlers), (*findings, *unwired)
 
 
 def _spec(kind: str, devices: Mapping[str, tuple[str, ...]], cdi_directory: str) -> Wish:
@@ -121,23 +130,40 @@ def _spec(kind: str, devices: Mapping[str, tuple[str, ...]], cdi_directory: str)
 def _drop_ins(
     blueprint: Blueprint, inventory: Inventory, passengers: int
 ) -> tuple[tuple[Wish, ...], tuple[Finding, ...]]:
+    if not blueprint.handlers:
+        return (), ()
+    from kata_gpu.plan.kata import proposal  # noqa: PLC0415 - a release knows no handler
+
     found: dict[str, Wish] = {}
-    findings = []
+    findings: list[Finding] = []
     bases = {base.handler: base for base in inventory.kata}
+    files = {file.path: file for file in inventory.configurations}
     for handler in blueprint.handlers:
         base = bases.get(handler.name)
-        if base is None or base.directory is None or base.drop_in is None:
+        if base is None or base.drop_in is None or base.directory is None:
             reason = base.reason if base else None
             remedy = "install Kata, or correct the handler's config in the blueprint"
             findings.append(_no_drop_in(handler, reason or "not looked for", remedy))
             continue
+        proposed = proposal.propose(
+            handler,
+            files[base.file or ""],
+            passengers,
+            iommufd=inventory.platform.iommufd,
+        )
+        findings += proposed.findings
         wish = Wish(
             path=base.drop_in,
             staging=base.directory,  # everything in config.d itself is read by new pods
-            content=kata.render(handler, passengers),
-            reason=f"handler {handler.name} ({handler.runtime}) cold-plugs GPUs by it",
+            content=proposed.content,
+            reason=f"handler {handler.name} ({handler.runtime}) "
+            + ("cold-plugs GPUs by it" if proposed.content else "must not have it as things are"),
+            stays=proposed.stays,
         )
-        if found.setdefault(wish.path, wish).content != wish.content:
+        rival = found.get(wish.path)
+        if rival is None or rival.content is None:
+            found[wish.path] = wish
+        elif wish.content not in {None, rival.content}:
             reason = f"{wish.path} is another handler's, with other settings"
             findings.append(_no_drop_in(handler, reason, "give its base file a folder of its own"))
     return tuple(found.values()), tuple(findings)

@@ -21,6 +21,9 @@ class Settings:
     socket: str = "/run/kata-gpu/status.sock"
     socket_mode: int = 0o660
     cdi_directory: str = "/var/run/cdi"
+    kata_prefixes: tuple[str, ...] = ()
+    """Where else than below /opt/kata, /opt/kata-* and /usr Kata is installed."""
+
     rescan_interval_s: float = 60.0
     """How long the agent trusts that it missed no event."""
 
@@ -34,6 +37,11 @@ class Settings:
     def ledger(self) -> str:
         """The ledger's path."""
         return f"{self.state_directory}/ledger.json"
+
+    @property
+    def quarantine(self) -> str:
+        """Where foreign files are kept that the blueprint has out of the way."""
+        return f"{self.state_directory}/quarantined"
 
     @property
     def lock(self) -> str:

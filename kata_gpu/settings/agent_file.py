@@ -40,6 +40,7 @@ class SettingsFile(Table):
     socket: Annotated[AbsolutePath, AfterValidator(_fits_sun_path)] = _DEFAULTS.socket
     socket_mode: Annotated[int, BeforeValidator(_octal)] = _DEFAULTS.socket_mode
     cdi_directory: AbsolutePath = _DEFAULTS.cdi_directory
+    kata_prefixes: tuple[AbsolutePath, ...] = _DEFAULTS.kata_prefixes
     rescan_interval_s: float = Field(_DEFAULTS.rescan_interval_s, ge=1, le=60)
     settle_s: float = Field(_DEFAULTS.settle_s, ge=0, le=10)
     operation_timeout_s: float = Field(_DEFAULTS.operation_timeout_s, ge=1, le=600)

@@ -11,6 +11,7 @@ from kata_gpu.model.blueprint import Blueprint, Drift, KataHandler, Mode, Pool, 
 from kata_gpu.model.pci import PciAddress
 from kata_gpu.settings import toml_file
 from kata_gpu.settings.toml_file import AbsolutePath, Table
+from kata_gpu.settings.wiring import RuntimeTable
 
 _ID: Final = re.compile(r"(0x)?[0-9a-f]{4}")
 _CLASS: Final = re.compile(r"(0x)?[0-9a-f]{2,6}")
@@ -20,6 +21,10 @@ _RESOURCE: Final = re.compile(
     r"[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)+/[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 )
 _SERVICE: Final = re.compile(r"(?!.*@\.service$)[A-Za-z0-9][A-Za-z0-9@:._-]{0,246}\.service")
+_PARAMETER: Final = re.compile(r"[!-~]{1,256}")
+_TIMEOUT_MAX_S: Final = 24 * 3600
+_MEMORY_MIN_MIB: Final = 256  # Kata's go runtime goes by 2048 below it
+_U32_MAX: Final = (1 << 32) - 1
 _HYPERVISORS: Final = {Runtime.GO: ("qemu", "clh"), Runtime.RUST: ("qemu",)}
 
 
@@ -38,6 +43,26 @@ def _spelt(pattern: re.Pattern[str], expected: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
+
+
+def _word(*words: str) -> AfterValidator:
+    """Refuse text that is none of *words*."""
+
+    def check(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _pattern(text: str) -> str:
+    """Refuse what is no regular expression; Go's and Rust's have no more than Python's, mostly."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression: {error}") from error
+    return text
 
 
 def _pci_id(text: Any) -> int:
@@ -82,6 +107,14 @@ _Label = Annotated[
 ]
 _HandlerName = Annotated[
     str, _spelt(_HANDLER, "at most 63 lower-case letters, digits and dashes, as RuntimeClass has")
+]
+_KernelParameter = Annotated[
+    str, _spelt(_PARAMETER, "one parameter, of at most 256 visible ASCII characters, no blanks")
+]
+_Annotation = Annotated[
+    str,
+    Field(min_length=1, max_length=256),
+    AfterValidator(_pattern),
 ]
 _Service = Annotated[
     str, _spelt(_SERVICE, "the full name of a systemd service, such as nvidia-dcgm.service")
@@ -158,7 +191,10 @@ class PoolTable(Table):
 
 
 class HandlerTable(Table):
-    """``[[kata.handler]]``: a Kata runtime handler that gets our drop-in."""
+    """``[[kata.handler]]``: a Kata runtime handler that gets our drop-in.
+
+    What runtimes refuse is refused here, where its author reads why.
+    """
 
     name: _HandlerName
     runtime: Annotated[Runtime, _one_of(Runtime)]
@@ -166,6 +202,17 @@ class HandlerTable(Table):
     hypervisor: str = "qemu"
     pod_resource_api_sock: AbsolutePath = "/var/lib/kubelet/pod-resources/kubelet.sock"
     pcie_root_ports: int | None = Field(None, ge=1, le=32)
+    cold_plug_vfio: Annotated[str, _word("root-port", "no-port")] = "root-port"
+    hot_plug_vfio: Annotated[str, _word("root-port", "no-port")] = "no-port"
+    vfio_mode: Annotated[str, _word("guest-kernel", "vfio")] = "guest-kernel"
+    memory_mib: int | None = Field(None, ge=_MEMORY_MIN_MIB, le=_U32_MAX)
+    kernel_params: tuple[_KernelParameter, ...] = ()
+    enable_annotations: tuple[_Annotation, ...] = ()
+    dial_timeout_s: int | None = Field(None, ge=1, le=_TIMEOUT_MAX_S)
+    create_container_timeout_s: int | None = Field(None, ge=1, le=_TIMEOUT_MAX_S)
+    cdh_api_timeout_s: int | None = Field(None, ge=1, le=_TIMEOUT_MAX_S)
+    launch_process_timeout_s: int | None = Field(None, ge=1, le=_TIMEOUT_MAX_S)
+    confidential: Annotated[str, _word("snp", "tdx", "none")] | None = None
 
     @model_validator(mode="after")
     def _can_cold_plug(self) -> Self:
@@ -177,22 +224,61 @@ class HandlerTable(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_ports(self) -> Self:
+        from kata_gpu.plan.kata.dialect import DIALECTS  # noqa: PLC0415 - for who has handlers
+
+        limit = DIALECTS[self.runtime].root_ports_max
+        if self.pcie_root_ports is not None and self.pcie_root_ports > limit:
+            raise ValueError(
+                f"pcie_root_ports is {self.pcie_root_ports}, and a guest of Kata's {self.runtime} "
+                f"runtime has at most {limit}"
+            )
+        if self.hot_plug_vfio == "no-port":
+            return self
+        if self.runtime is Runtime.RUST:
+            raise ValueError("hot_plug_vfio is of Kata's go runtime; the rust one has it not")
+        if self.cold_plug_vfio != "no-port":
+            raise ValueError(
+                "hot_plug_vfio and cold_plug_vfio exclude each other: Kata starts no pod with both"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_its_measurement(self) -> Self:
+        tee = self.confidential or model.tee_of(self.name)
+        if tee != "none" and self.kernel_params:
+            raise ValueError(
+                f"kernel_params would change the measurement of {tee} guests, which no longer "
+                f"attest then; remove it"
+            )
+        if tee != "none" and self.hot_plug_vfio != "no-port":
+            raise ValueError(f"{tee} guests take devices at their start only: no hot_plug_vfio")
+        return self
+
     def value(self) -> KataHandler:
         """Return the handler."""
-        return KataHandler(
-            name=self.name,
-            runtime=self.runtime,
-            config=self.config,
-            hypervisor=self.hypervisor,
-            pod_resource_api_sock=self.pod_resource_api_sock,
-            pcie_root_ports=self.pcie_root_ports,
-        )
+        return KataHandler(**dict(self))
 
 
 class KataTable(Table):
     """``[kata]``: what Kata is told."""
 
     handler: tuple[HandlerTable, ...] = ()
+
+
+def _foreign(pattern: str) -> str:
+    if not pattern or "/" in pattern or not pattern.isprintable():
+        raise ValueError("expected a pattern for a file's name, such as nvidia.com-*.yaml")
+    if not pattern.strip("*?[]!."):
+        raise ValueError("it would take everybody's files; name their owner in it")
+    return pattern
+
+
+class CdiTable(Table):
+    """``[cdi]``: what becomes of other people's CDI files."""
+
+    quarantine: tuple[Annotated[str, AfterValidator(_foreign)], ...] = ()
 
 
 class BlueprintFile(Table):
@@ -203,16 +289,20 @@ class BlueprintFile(Table):
     drift: Annotated[Drift, _one_of(Drift)] = Drift.REPAIR
     pool: tuple[PoolTable, ...] = ()
     kata: KataTable = KataTable()
+    cdi: CdiTable = CdiTable()
+    runtime: RuntimeTable = RuntimeTable()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         for what, names in (
             ("pool", [pool.name for pool in self.pool]),
             ("handler", [handler.name for handler in self.kata.handler]),
+            ("runtime handler", self.runtime.names()),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what} {', '.join(twice)} is there twice")
+        self.runtime.require_bases([handler.name for handler in self.kata.handler])
         return self
 
     def value(self) -> Blueprint:
@@ -222,6 +312,8 @@ class BlueprintFile(Table):
             drift=self.drift,
             pools=tuple(pool.value() for pool in self.pool),
             handlers=tuple(handler.value() for handler in self.kata.handler),
+            cdi_quarantine=self.cdi.quarantine,
+            wiring=self.runtime.value(),
         )
 
 

@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Callable
 
-from tests.bench import bind, faults, imports, inventory, kills, lanes, soak
+from tests.bench import bind, cdi, faults, imports, inventory, kata, kills, lanes, soak
 
 _BENCHMARKS: dict[str, Callable[..., None]] = {
     "inventory": inventory.main,
     "imports": imports.main,
+    "kata": kata.main,
     "bind": bind.main,
+    "cdi": cdi.main,
     "kills": kills.main,
     "soak": soak.main,
     "faults": faults.main,

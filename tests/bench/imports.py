@@ -9,7 +9,7 @@ _ROUNDS = 15
 
 def main() -> None:
     """Print the median start of each verb's imports, in milliseconds."""
-    verbs = ("inventory", "doctor", "status", "explain", "clear", "change", "run")
+    verbs = ("inventory", "doctor", "status", "explain", "clear", "change", "kata", "run")
     commands = {"(interpreter)": [sys.executable, "-c", "pass"]}
     commands |= {
         verb: [sys.executable, "-c", f"import kata_gpu.cli, kata_gpu.cli.{verb}"] for verb in verbs

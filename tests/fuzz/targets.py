@@ -11,25 +11,30 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
-from kata_gpu.discover import functions
+from kata_gpu.cli import explain_pod, output
+from kata_gpu.discover import cdi as discovered_cdi
+from kata_gpu.discover import functions, pods
 from kata_gpu.errors import HostError, InvalidBlueprint, KataGpuError, LedgerError
 from kata_gpu.host import Host, children, modules
 from kata_gpu.host.pci_ids import PciIds
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.host.uevents import Uevents
 from kata_gpu.model import vfio
+from kata_gpu.model.explanation import Unsaid, lines
 from kata_gpu.model.ledger import SCHEMA, Ledger
 from kata_gpu.model.plan import text
 from kata_gpu.observe import client, said
 from kata_gpu.observe.document import document
 from kata_gpu.plan import cdi
+from kata_gpu.plan import pods as plan_pods
 from kata_gpu.settings import agent_file, blueprint
 from kata_gpu.settings.agent import Settings
 from tests.fuzz import conversation, ledgers
@@ -40,6 +45,7 @@ FIELD: Final = b"\n--\n"
 """What parts an input with several fields, so that a person can read and write one."""
 
 _ADDRESS: Final = "0000:01:00.0"
+_UID: Final = "0f6a2a3e-7b1c-4d2e-9f00-aabbccddeeff"
 _NAME_MAX_BYTES: Final = 255  # of anything that a folder lists
 _MODULE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MESSAGE_MAX: Final = 4096  # of a line that an admin reads in a journal
@@ -194,6 +200,47 @@ def cdi_spec(data: bytes, folder: Path) -> None:
         assert cdi.published(left, _ADDRESS) == ()
 
 
+def cdi_file(data: bytes, folder: Path) -> None:
+    """Anybody's CDI file, of either name, beside a second one that says the same."""
+    for name in ("a.json", "a.yaml"):
+        paths = [folder / directory / name for directory in ("etc/cdi", "var/run/cdi")]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        found = discovered_cdi.read(Host.at(folder), "/var/run/cdi")
+        assert len(found.files) == 2
+        for fault in cdi.judge(found):
+            assert str(fault).encode()
+            assert len(fault.reason) <= _MESSAGE_MAX, fault
+            assert fault.scopes or fault.rule == "json-form", fault
+        for device in cdi.devices(found):
+            assert not (device.go and device.rust), device
+        for path in paths:
+            path.unlink()
+
+
+def pod(data: bytes, folder: Path) -> None:
+    """Kubelet's checkpoint and the journal, for who explains a pod."""
+    checkpoint, _, journal = data.partition(FIELD)
+    path = folder / pods.KUBELET.removeprefix("/") / pods.CHECKPOINT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(checkpoint)
+    (folder / f"var/log/pods/ml_x_{_UID}").mkdir(parents=True, exist_ok=True)
+
+    def run(argv: Sequence[str], *, timeout_s: float) -> str:
+        assert argv
+        assert timeout_s
+        return journal.decode("utf-8", "replace")
+
+    host = replace(Host.at(folder), run=run)
+    facts = explain_pod.look(host, Settings(), "ml", "x", (), Unsaid(reason="none"))
+    found = plan_pods.explain(facts)
+    assert found.uid == _UID
+    shown = output.printable(document(found))
+    assert all(line.isprintable() for line in map(output.printable, lines(found)))
+    assert json.dumps(shown)
+
+
 def uevent(data: bytes, _folder: Path) -> None:
     """Events as pyudev gives them: with an action or without, and text if it is UTF-8."""
     hints = Uevents(_Monitor(data.split(FIELD))).drain()
@@ -291,8 +338,10 @@ def status_client(data: bytes, folder: Path) -> None:
 TARGETS: Final[dict[str, Target]] = {
     "blueprint": blueprints,
     "cdi": cdi_spec,
+    "cdi-file": cdi_file,
     "ledger": ledger,
     "modules-alias": modules_alias,
+    "pod": pod,
     "processes": processes,
     "settings": settings,
     "status-client": status_client,

@@ -3,7 +3,8 @@
 Words and exit statuses as of systemd 252; what is not modelled is an AssertionError.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,11 @@ class Systemd:
         self.deaf = False
         """Whether every job is said to be done and is not, as in a chroot."""
         self.is_there = True
+        self.restarts: list[str] = []
+        """Every service that was restarted, or was to be."""
+        self.may_start: Callable[[str], bool] = lambda _: True
+        """Tells whether a service comes up when it is restarted: it may not like a file."""
+        self._entered_us: dict[str, int] = {}
 
     def install(self, name: str, nodes: Iterable[Path] = (), *, running: bool = True) -> None:
         """Give the host a service that has *nodes* open while it runs."""
@@ -54,6 +60,13 @@ class Systemd:
             case ["show", "-p", "LoadState", "-p", "ActiveState", "--", name]:
                 active = "active" if name in self._pids else "inactive"
                 return f"LoadState={self._load_state(name)}\nActiveState={active}\n"
+            case ["show", "-p", "ActiveState", "-p", "ActiveEnterTimestampMonotonic", "--", name]:
+                active = "active" if name in self._pids else "inactive"
+                entered = self._entered_us.get(name, 0)
+                return f"ActiveState={active}\nActiveEnterTimestampMonotonic={entered}\n"
+            case ["--no-ask-password", "restart", "--", name]:
+                self._restart(argv, name)
+                return ""
             case ["--no-ask-password", "start" | "stop" as verb, "--", name]:
                 self._do(argv, verb, name)
                 return ""
@@ -82,7 +95,16 @@ class Systemd:
             case _:
                 self._kernel.tree.remove_process(self._pids.pop(name))
 
+    def _restart(self, argv: tuple[str, ...], name: str) -> None:
+        self.restarts.append(name)
+        if name in self._pids:
+            self._do(argv, "stop", name)
+        if not self.may_start(name):
+            raise _ended(argv, _FAILED, f"Job for {name} failed.")
+        self._do(argv, "start", name)
+
     def _start(self, name: str) -> None:
+        self._entered_us[name] = time.monotonic_ns() // 1000
         cgroup = f"/system.slice/{name}"
         self._pids[name] = self._kernel.spawn(name, *self._nodes[name], cgroup=cgroup)
 

@@ -10,6 +10,13 @@ from tests.plans.node import PGPU_SPEC, Node, scenario
 
 GO_CONFIG: Final = "/opt/kata/configuration-go.toml"
 RUST_CONFIG: Final = "/opt/kata/rust/configuration-rust.toml"
+RUST_BASE: Final = """\
+[hypervisor.qemu]
+[runtime]
+name = "virt_container"
+hypervisor_name = "qemu"
+agent_name = "kata"
+"""
 GO: Final = handler("kata-go", "go", GO_CONFIG)
 RUST: Final = handler("kata-rust", "rust", RUST_CONFIG)
 
@@ -17,8 +24,8 @@ RUST: Final = handler("kata-rust", "rust", RUST_CONFIG)
 def with_kata(root: Path) -> Node:
     """Return a node with one GPU and both Kata runtimes."""
     node = Node(nodes.single_gpu(root))
-    for config in (GO_CONFIG, RUST_CONFIG):
-        node.put(config, "[hypervisor.qemu]\n")
+    node.put(GO_CONFIG, "[hypervisor.qemu]\n")
+    node.put(RUST_CONFIG, RUST_BASE)
     return node
 
 
@@ -115,6 +122,47 @@ def drop_in_changed_by_hand(root: Path) -> tuple[Node, Plan]:
 
 
 @scenario
+def drop_in_of_others_is_no_toml(root: Path) -> tuple[Node, Plan]:
+    """Where nothing starts whatever we write, ours is not written; the rest goes on."""
+    node = with_kata(root)
+    node.put("/opt/kata/config.d/README", "Put your settings here.\n")
+    return node, node.plan(blueprint(GPUS, GO, RUST))
+
+
+@scenario
+def drop_in_of_others_broke_after_ours_was_written(root: Path) -> tuple[Node, Plan]:
+    """Ours is not the cause, so it stays as it is."""
+    node = with_kata(root)
+    node.apply(blueprint(GPUS, GO))
+    node.put("/opt/kata/config.d/90-x.toml", "[hypervisor.qemu]\nno_such_key = 1\n")
+    return node, node.plan(blueprint(GPUS, GO))
+
+
+@scenario
+def drop_in_of_others_does_not_go_with_ours(root: Path) -> tuple[Node, Plan]:
+    """What both together would stop, ours alone does not: it is removed."""
+    node = with_kata(root)
+    node.apply(blueprint(GPUS, GO))
+    node.put("/opt/kata/config.d/90-x.toml", '[hypervisor.qemu]\nhot_plug_vfio = "root-port"\n')
+    return node, node.plan(blueprint(GPUS, GO))
+
+
+@scenario
+def drop_in_of_others_has_the_last_word(root: Path) -> tuple[Node, Plan]:
+    """Ours is written; who overrides it is named with the value."""
+    node = with_kata(root)
+    node.put("/opt/kata/rust/config.d/90-x.toml", "[hypervisor.qemu]\npcie_root_port = 2\n")
+    return node, node.plan(blueprint(GPUS, RUST))
+
+
+@scenario
+def confidential_handler_without_iommufd(root: Path) -> tuple[Node, Plan]:
+    """A confidential guest takes no VFIO group, so the node has nothing for such a handler."""
+    node = with_kata(root)
+    return node, node.plan(blueprint(GPUS, handler("kata-qemu-snp", "go", GO_CONFIG)))
+
+
+@scenario
 def handler_without_its_base_file(root: Path) -> tuple[Node, Plan]:
     """A handler that is not installed is a warning; everything else goes on."""
     node = Node(nodes.single_gpu(root))
@@ -134,6 +182,7 @@ def handler_uninstalled(root: Path) -> tuple[Node, Plan]:
 def handlers_of_two_dialects_in_one_folder(root: Path) -> tuple[Node, Plan]:
     """One config.d cannot hold two dialects: the first handler has it."""
     node = with_kata(root)
+    node.put(GO_CONFIG, RUST_BASE)
     rival = handler("kata-rust", "rust", GO_CONFIG)
     return node, node.plan(blueprint(GPUS, GO, rival))
 

@@ -15,7 +15,7 @@ import pytest
 
 from kata_gpu.act import binding
 from kata_gpu.discover import inventory as discover
-from kata_gpu.discover import vfio
+from kata_gpu.discover import runtimes, vfio
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.holder import Holder, How
 from kata_gpu.model.inventory import Inventory
@@ -33,6 +33,7 @@ from kata_gpu.model.plan import (
     Quarantine,
     RemoveFile,
     RemoveVirtuals,
+    RestartService,
     Setback,
     StartService,
     Step,
@@ -40,9 +41,11 @@ from kata_gpu.model.plan import (
     WriteFile,
 )
 from kata_gpu.plan import cdi, planner
+from kata_gpu.plan.runtime import wiring
 from kata_gpu.settings import blueprint as settings
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
+from tests.kernel.systemd import SYSTEMCTL, Systemd
 
 CDI: Final = "/var/run/cdi"
 PGPU_SPEC: Final = cdi.path(CDI, "nvidia.com/pgpu")
@@ -64,6 +67,7 @@ class Node:
         self.kept = Order()
         """What is only reported when it drifts."""
         self.hung: tuple[Operation, ...] = ()
+        self.systemd: Systemd | None = None
         self._held: dict[PciAddress, tuple[Holder, ...]] = {}
         self.again: Callable[[], Plan] = self.release
         """Makes the last plan anew, of the node as it is by then."""
@@ -141,12 +145,20 @@ class Node:
                 self.know(is_used=True)
             case Quarantine():
                 self.know(quarantine=step.reason)
+            case StopService() | StartService() | RestartService():
+                self._switch(step)
+            case _:
+                raise AssertionError(step)
+
+    def _switch(self, step: StopService | StartService | RestartService) -> None:
+        match step:
             case StopService(name=name):
                 self.ledger = self.ledger.with_service(name)
             case StartService(name=name):
                 self.ledger = self.ledger.without_service(name)
-            case _:
-                raise AssertionError(step)
+            case RestartService(name=name):
+                assert self.systemd is not None
+                self.systemd.run((*SYSTEMCTL, "--no-ask-password", "restart", "--", name))
 
     def _move(self, step: MoveGroup) -> None:
         self.ledger = self.ledger.with_entry(step.entry)
@@ -193,17 +205,23 @@ class Node:
             return is_ours or blueprint.could_select(identity)
 
         kinds = dict.fromkeys(pool.resource for pool in blueprint.pools if pool.resource)
+        wired = runtimes.find(self.kernel.host) if blueprint.wiring.handlers else ()
         found = discover.collect(
             self.kernel.host,
             interest=interest,
             handlers={handler.name: handler.config for handler in blueprint.handlers},
-            paths=(*(cdi.path(CDI, kind) for kind in kinds), *self.ledger.files),
+            paths=(
+                *(cdi.path(CDI, kind) for kind in kinds),
+                *self.ledger.files,
+                *wiring.paths(wired),
+            ),
         )
         found = replace(
             found,
             platform=replace(found.platform, iommufd=self._iommufd),
             holders=dict(self._held),
             operations=self.hung,
+            runtimes=wired,
         )
         return vfio.suited(self.kernel.host, found)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kata_gpu.model.plan import MoveGroup, Plan, Severity, text
-from tests.plans import care, files, history, selection, services, variants, virtuals
+from tests.plans import care, files, history, selection, services, variants, virtuals, wiring
 from tests.plans.node import SCENARIOS
 
 _GOLDEN = Path(__file__).parent
@@ -27,6 +27,7 @@ _MODULES = (
     services,
     variants,
     virtuals,
+    wiring,
 )  # importing them registers their scenarios
 
 

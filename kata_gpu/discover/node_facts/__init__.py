@@ -4,16 +4,27 @@ One fact that cannot be read is unknown and spoils no other. Texts in them are t
 and untrusted.
 """
 
-from kata_gpu.discover.node_facts import cdi, devices, directories, kernel, modules, processes
+from kata_gpu.discover import cdi, kata
+from kata_gpu.discover.node_facts import devices, directories, kernel, modules, processes
 from kata_gpu.discover.node_facts.known import known
 from kata_gpu.host import Host, paths
+from kata_gpu.model.blueprint import KataHandler
 from kata_gpu.model.node_facts import AgentFacts, NodeFacts
 
 
 def collect(
-    host: Host, *, state_directory: str, cdi_directory: str, agent: AgentFacts
+    host: Host,
+    *,
+    state_directory: str,
+    cdi_directory: str,
+    agent: AgentFacts,
+    kata_prefixes: tuple[str, ...] = (),
+    handlers: tuple[KataHandler, ...] = (),
 ) -> NodeFacts:
-    """Return what the host shows; *agent* is what others found of the agent's own parts."""
+    """Return what the host shows; *agent* is what others found of the agent's own parts.
+
+    *handlers* are the blueprint's, which may have their base files anywhere.
+    """
     return NodeFacts(
         kernel=kernel.read(host),
         modules=modules.read(host),
@@ -25,4 +36,5 @@ def collect(
         cdi=known(lambda: cdi.read(host, cdi_directory)),
         driverctl=known(lambda: paths.names(host.path("/etc/driverctl.d"))),
         agent=agent,
+        kata=known(lambda: kata.touched(host, kata_prefixes, handlers)),
     )

@@ -1,0 +1,76 @@
+"""What of this agent is on a node beside units and published files, and how it goes.
+
+The ledger goes after everything that it names, and the lock after the ledger: a removal that
+is killed is finished by the next.
+"""
+
+from collections.abc import Iterator
+
+from kata_gpu.act import owned_files
+from kata_gpu.act.journal import Journal
+from kata_gpu.host import Host, files, paths
+from kata_gpu.model.ledger import Ledger
+from kata_gpu.settings.agent import Settings
+
+_OURS = "kata-gpu"
+
+
+def remains(host: Host, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
+    """Return the files that no step of a release removes, in the order in which they go.
+
+    *ledger* names the files near which a killed agent may have left half-written ones.
+
+    Raises:
+        HostError: a folder may not be looked into.
+    """
+    last = (settings.socket, settings.ledger, settings.lock)
+    found = (path for path in last if paths.is_there(host.path(path)))
+    return (*_temporaries(host, settings, ledger), *found)
+
+
+def directories(host: Host, settings: Settings) -> tuple[str, ...]:
+    """Return the folders that are ours by their place or name, and go if nothing is in them."""
+    found = [settings.state_directory]
+    runtime = settings.socket.rpartition("/")[0]
+    if runtime.rpartition("/")[2].startswith(_OURS):
+        found.append(runtime)
+    return tuple(path for path in dict.fromkeys(found) if paths.is_there(host.path(path)))
+
+
+def sweep(host: Host, settings: Settings, ledger: Ledger) -> None:
+    """Remove half-written files, so that the folders which were made for us can go."""
+    for path in _temporaries(host, settings, ledger):
+        files.remove(host.path(path), follow=True)
+
+
+def finish(host: Host, settings: Settings, journal: Journal, known: Ledger) -> None:
+    """Remove all that is left after a release of everything; idempotent.
+
+    *known* is the ledger before that release. The lock is held by who calls.
+
+    Raises:
+        HostError: something cannot be removed; what comes after it is still there.
+    """
+    owned_files.remove_directories(host, journal)
+    for path in dict.fromkeys((*remains(host, settings, known), settings.lock)):
+        files.remove(host.path(path), follow=True)
+    for path in directories(host, settings):
+        at = host.path(path)
+        if not at.is_symlink():  # an admin's, like what it leads to
+            files.remove_empty(at)
+
+
+def _near(settings: Settings, ledger: Ledger) -> tuple[str, ...]:
+    """Return the folders where files of ours are made."""
+    found = [settings.state_directory, settings.cdi_directory]
+    for path in ledger.files:
+        folder = path.rpartition("/")[0]
+        found += [folder, folder.rpartition("/")[0]]
+    return tuple(path for path in dict.fromkeys(found) if path)
+
+
+def _temporaries(host: Host, settings: Settings, ledger: Ledger) -> Iterator[str]:
+    for directory in _near(settings, ledger):
+        for name in files.names(host.path(directory)):
+            if name.startswith(files.TEMPORARY):
+                yield f"{directory}/{name}"

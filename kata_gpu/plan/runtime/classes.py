@@ -1,0 +1,111 @@
+"""RuntimeClasses and DeviceClasses for the cluster, as plain documents.
+
+A RuntimeClass leads a pod to a node whose agent says that it is ready, by labels that are this
+agent's own, and adds to the pod what its VM takes beside it.
+
+Source: kata-deploy 4.1.0, runtimeclasses.yaml (overhead); resource.k8s.io/v1, DeviceClass.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kata_gpu.model.blueprint import Blueprint
+
+GPU_DRIVER: Final = "gpu.kata-passthrough.io"
+FABRIC_DRIVER: Final = "fabric.kata-passthrough.io"
+READY: Final = "kata-gpu.io/ready"
+_OVERHEAD: Final = {"memory": "10240Mi", "cpu": "1"}
+_KATA_DEPLOY: Final = ("kata-qemu-nvidia-gpu", "kata-")
+_OURS: Final = "kata-gpu"
+_NAME_MAX: Final = 63
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeClass:
+    """Name of a RuntimeClass, and the handler behind it."""
+
+    name: str
+    handler: str
+    tee: str
+    """``snp`` or ``tdx``; ``none`` for a VM that the host can look into."""
+
+
+def runtime_classes(blueprint: Blueprint) -> tuple[RuntimeClass, ...]:
+    """Return a class for each handler of ours; without any, for each of Kata's.
+
+    No two of Kata's handlers get one name: where it is taken, a handler keeps its own.
+    """
+    own = blueprint.wiring.handlers
+    if own:
+        tees = {handler.name: handler.tee for handler in blueprint.handlers}
+        return tuple(RuntimeClass(name=h.name, handler=h.name, tee=tees[h.base]) for h in own)
+    taken = {handler.name for handler in blueprint.handlers}
+    found = []
+    for handler in blueprint.handlers:
+        short = class_name(handler.name)
+        name = handler.name if short in taken or len(short) > _NAME_MAX else short
+        taken.add(name)
+        found.append(RuntimeClass(name=name, handler=handler.name, tee=handler.tee))
+    return tuple(found)
+
+
+def class_name(handler: str) -> str:
+    """Return what the RuntimeClass of a handler of Kata's is called."""
+    if handler == _OURS or handler.startswith(f"{_OURS}-"):
+        return handler
+    for prefix in _KATA_DEPLOY:
+        if handler.startswith(prefix):
+            rest = handler.removeprefix(prefix).removeprefix("-")
+            return f"{_OURS}-{rest}" if rest else _OURS
+    return f"{_OURS}-{handler}"
+
+
+def documents(blueprint: Blueprint) -> dict[str, Document]:
+    """Return every class, by the name of its file."""
+    runtime = {f"{c.name}.yaml": _runtime_class(c) for c in runtime_classes(blueprint)}
+    device = {f"deviceclass-{name}.yaml": _device_class(name, cel) for name, cel in _CEL.items()}
+    return {**runtime, **device}
+
+
+def _runtime_class(found: RuntimeClass) -> Document:
+    selector = {READY: "true"}
+    if found.tee != "none":
+        selector[f"kata-gpu.io/{found.tee}.ready"] = "true"
+    return {
+        "apiVersion": "node.k8s.io/v1",
+        "kind": "RuntimeClass",
+        "metadata": _metadata(found.name),
+        "handler": found.handler,
+        "overhead": {"podFixed": dict(_OVERHEAD)},
+        "scheduling": {"nodeSelector": selector},
+    }
+
+
+_CEL: Final = {
+    "kata-gpu": f"device.driver == '{GPU_DRIVER}'",
+    "kata-gpu-confidential": f"device.driver == '{GPU_DRIVER}' && "
+    f"device.attributes['{GPU_DRIVER}'].?confidential.orValue(false)",
+    "kata-fabric": f"device.driver == '{FABRIC_DRIVER}'",
+}
+"""An attribute that a device has not would be an error that ends the allocation, without ``?``."""
+
+
+def _device_class(name: str, expression: str) -> Document:
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "DeviceClass",
+        "metadata": _metadata(name),
+        "spec": {"selectors": [{"cel": {"expression": expression}}]},
+    }
+
+
+def _metadata(name: str) -> Document:
+    return {"name": name, "labels": {"app.kubernetes.io/name": "kata-gpu"}}
+
+
+def by_handler(classes: Iterable[RuntimeClass]) -> dict[str, str]:
+    """Return the name of each handler's class."""
+    return {found.handler: found.name for found in classes}

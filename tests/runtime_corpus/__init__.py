@@ -1,0 +1,1 @@
+"""Configurations of container runtimes, and what becomes of our handlers with each."""
