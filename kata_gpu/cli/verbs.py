@@ -1,0 +1,343 @@
+"""The verbs of the command line, and what each is good for.
+
+They are imported when they run: ``kata-gpu status`` must not pay for what ``run`` needs.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from kata_gpu.cli import arguments
+from kata_gpu.cli.arguments import Verbs
+
+_CDI_EPILOG: Final = """\
+for example:
+  kata-gpu cdi validate                        every file that a runtime reads
+  kata-gpu cdi validate ./nvidia.yaml          one file, before it is put there
+  kata-gpu cdi validate --runtime go -o json   for a program, on a node without runtime-rs
+  kata-gpu cdi list                            who offers which device, and who wins
+"""
+
+
+def _add_inventory(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "inventory",
+        "show GPUs, their company and their IOMMU groups",
+        "Read sysfs once and show every GPU, NVSwitch, companion function and bridge above "
+        "them, with the verdict whether its IOMMU group may be given to a VM. Changes nothing "
+        "and needs no blueprint and no agent.",
+    )
+    parser.add_argument("--all", action="store_true", help="show every PCI function")
+    arguments.add_output(parser)
+
+
+def _add_doctor(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "doctor",
+        "tell whether this node is fit for GPU passthrough, and what to do",
+        "Check the whole node: IOMMU, VFIO, kernel settings, privileges, folders, CDI specs, and "
+        "who else moves devices. Each check is ok, info, warning or error, with why it matters "
+        "and what to do. Changes nothing; needs no blueprint and no agent. Exits 0 when no check "
+        "is an error, 3 when one is; warnings do not count.",
+    )
+    parser.add_argument(
+        "--only",
+        type=lambda ids: ids.split(","),
+        metavar="ID[,ID]",
+        help="these checks alone; their ids are in the output and do not change",
+    )
+    arguments.add_output(parser)
+
+
+def _add_status(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "status",
+        "show what the running agent says",
+        "Ask the agent on its status socket. The same as JSON: "
+        "curl --unix-socket /run/kata-gpu/status.sock http://localhost/v1/status",
+    )
+    parser.add_argument("--socket", type=Path, help="the agent's socket (default: from agent.toml)")
+    arguments.add_output(parser)
+
+
+def _add_cdi(verbs: Verbs, name: str) -> None:
+    below = arguments.group(
+        verbs,
+        name,
+        "tell whether Kata's runtimes can read this node's CDI files",
+        "Look at CDI files, whoever wrote them: one that a Kata runtime refuses stops\n"
+        "every pod that asks for a GPU, and nothing on the node says which it was. Changes\n"
+        "nothing and needs no blueprint and no agent.",
+        _CDI_EPILOG,
+    )
+    validate = arguments.verb(
+        below,
+        "validate",
+        "cdi",
+        "tell every fault of CDI files, and what it breaks",
+        "Hold each file against the CDI specification and against what Kata's Go runtime and "
+        "runtime-rs take of it. Each fault has its file, its place in the document, its rule, and "
+        "whether it stops every pod of a runtime or breaks one device. Exits 0 when all is fine, "
+        "3 when a runtime refuses something, or the specification does.",
+    )
+    validate.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="a CDI file (default: all of /etc/cdi, /var/run/cdi and the agent's cdi_directory)",
+    )
+    validate.add_argument(
+        "--runtime", choices=("go", "rust"), help="leave out what only the other one minds"
+    )
+    arguments.add_output(validate)
+    listing = arguments.verb(
+        below,
+        "list",
+        "cdi",
+        "show every device that CDI files name",
+        "Show each device with its file and device nodes, which of these are missing, whether it "
+        "is ours, and whether a pod of the Go runtime and of runtime-rs gets it from that file: "
+        "they search /etc/cdi and /var/run/cdi in opposite order. Exits 3 when a file stops every "
+        "pod of a runtime, and names it.",
+        function="list_",
+    )
+    arguments.add_output(listing)
+
+
+def _add_explain(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "explain",
+        "tell why a GPU is not available, or a pod has none, and what to do",
+        "Say of one device what it is, which unit and pool it belongs to, what is in the way, who "
+        "has it, what was done to it, and what makes it available. Asks the agent, and looks "
+        "itself where none runs; changes nothing. Exits 0 when it can be had, is had, or is "
+        "where the blueprint wants it, 3 when not. Of a pod (kata-gpu explain pod ml/train-0) it "
+        "says what kubelet gave it, what both of Kata's runtimes make of that, and which known "
+        "failure the journal tells; it exits 3 when something keeps the pod from its devices.",
+    )
+    parser.add_argument(
+        "device",
+        type=arguments.subject,
+        metavar="UNIT|ADDRESS|pod",
+        help="PCI address of a unit or of any function near it, as in 0000:41:00.0; or the word "
+        "pod, and then which",
+    )
+    parser.add_argument(
+        "pod",
+        nargs="?",
+        type=arguments.pod,
+        metavar="NAMESPACE/NAME",
+        help="the pod, as in ml/train-0",
+    )
+    arguments.add_blueprint(parser)
+    arguments.add_output(parser)
+
+
+def _add_clear(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "clear",
+        "take units out of quarantine",
+        "Show what is known against each unit, ask, and let pods have it again: on your word "
+        "that nothing of its last user is left in it. Asks the agent, and does it itself where "
+        "none runs.",
+    )
+    parser.add_argument(
+        "unit", nargs="+", type=arguments.address, metavar="UNIT", help="a unit's PCI address"
+    )
+    arguments.add_consent(parser)
+
+
+def _add_plan(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "change",
+        "show what the blueprint would change, and why",
+        "Compare the node with the blueprint and print every step. Changes nothing. Exits 0 "
+        "when there is nothing to do, 2 when there is, 3 when something is refused and there "
+        "is nothing else to do.",
+    )
+    arguments.add_blueprint(parser)
+    arguments.add_output(parser)
+
+
+def _add_apply(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "change",
+        "make the node what the blueprint says",
+        "Print the plan, ask, and take its steps; each is verified, and undone if it fails. A "
+        "device that somebody uses is not taken. Refused while the agent runs, which does this "
+        "by itself.",
+    )
+    parser.set_defaults(log_level="CRITICAL")  # it prints each step and why it failed
+    arguments.add_blueprint(parser)
+    arguments.add_consent(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+
+
+def _add_release(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "change",
+        "give devices back to the driver they came from",
+        "Withdraw units from the CDI spec, return their functions to the drivers the ledger "
+        "remembers, and clear the overrides; with --all also remove every file that is ours. The "
+        "address of a physical function stands for its virtual ones; those that we made are "
+        "removed, as they are with --all. "
+        "Needs no blueprint. Stop the agent first, or it binds them again.",
+    )
+    parser.set_defaults(log_level="CRITICAL")
+    parser.add_argument(
+        "unit", nargs="*", metavar="UNIT", help="PCI address of a unit, or of a parent of units"
+    )
+    parser.add_argument("--all", action="store_true", help="every unit, and all our files")
+    arguments.add_consent(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+
+
+def _add_uninstall(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "uninstall",
+        "give everything back, and leave nothing of kata-gpu on the node",
+        "Give every unit back as release --all does, and remove every file of ours, the folders "
+        "that were made for them if nothing else is in them, and last the ledger. Refused as a "
+        "whole while somebody has a unit, and while an agent runs. What you wrote, in "
+        "/etc/kata-gpu, stays. Example: kata-gpu uninstall --dry-run",
+    )
+    parser.set_defaults(log_level="CRITICAL")
+    arguments.add_consent(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show what would go, and stop")
+
+
+def _add_runtime(verbs: Verbs, name: str) -> None:
+    actions = arguments.group(
+        verbs,
+        name,
+        "show how containerd or CRI-O is wired to Kata, and render the cluster's classes",
+        "Neither changes anything on the node, nor needs an agent.",
+        "examples:\n"
+        "  kata-gpu runtime check             which handler leads where, and what is wrong\n"
+        "  kata-gpu runtime render            the RuntimeClasses that go with the blueprint",
+    )
+    check = arguments.verb(
+        actions,
+        "check",
+        "runtime",
+        "tell which handler leads where, and what is wrong",
+        "Read the container runtime's configuration as it does, and show each Kata handler: the "
+        "file that has the last word on it, its shim, its base file, its RuntimeClass; what hides "
+        "what, what the blueprint misses, and what must be restarted. With -o wide also the "
+        "tables of our own handlers, to be added by hand where no drop-in can be. Changes nothing. "
+        "Exits 3 when something is wrong or refused. Example: kata-gpu runtime check -o wide",
+    )
+    arguments.add_blueprint(check)
+    arguments.add_output(check)
+    render = arguments.verb(
+        actions,
+        "render",
+        "runtime",
+        "print RuntimeClasses and DeviceClasses for the blueprint",
+        "Print the RuntimeClass of each handler and the DeviceClasses as YAML, for kubectl apply. "
+        "Example: kata-gpu runtime render | kubectl apply -f -",
+    )
+    arguments.add_blueprint(render)
+    render.add_argument(
+        "--directory", type=Path, metavar="DIR", help="write a file for each class there instead"
+    )
+
+
+def _add_run(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "run",
+        "hold the node to the blueprint (the daemon)",
+        "Apply the blueprint, watch for changes, repair them, and answer on the status socket, "
+        "until SIGTERM, which unbinds nothing. SIGHUP reads the blueprint again.",
+    )
+    parser.set_defaults(log_level="INFO")
+    arguments.add_blueprint(parser)
+
+
+def _add_kata(verbs: Verbs, name: str) -> None:
+    below = arguments.group(
+        verbs,
+        name,
+        "show Kata's handlers, and what configuration counts for each",
+        "Find Kata's installations, and merge a handler's base file with the drop-ins in its\n"
+        "config.d as its runtime does. Changes nothing and needs no agent.",
+        "examples:\n"
+        "  kata-gpu kata list -o wide\n"
+        "  kata-gpu kata show kata-qemu-nvidia-gpu --origin",
+    )
+    listing = arguments.verb(
+        below,
+        "list",
+        "kata",
+        "show every handler of this node",
+        "Show every base file that is installed, behind links each once: its runtime by what it "
+        "holds, its version where the installation says it, whether its guests are confidential, "
+        "and whether the blueprint configures it. Exits 3 when the files of one are such that its "
+        "runtime would start no pod.",
+        function="list_",
+    )
+    arguments.add_blueprint(listing)
+    arguments.add_output(listing)
+    show = arguments.verb(
+        below,
+        "show",
+        "kata",
+        "show what counts for one handler",
+        "Print a handler's effective configuration: the base file and all of config.d, merged as "
+        "its runtime merges them. What it refuses, changes or ignores is told on standard error. "
+        "Exits 3 when it would start no pod. For example: "
+        "kata-gpu kata show kata-qemu-nvidia-gpu --origin",
+    )
+    show.add_argument("handler", metavar="HANDLER|PATH", help="its name, or its base file's path")
+    show.add_argument("--origin", action="store_true", help="say of each value which file it is of")
+    arguments.add_blueprint(show)
+    arguments.add_output(show)
+
+
+def _add_completion(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "completion",
+        "print a completion script for your shell",
+        "For bash: source <(kata-gpu completion bash)",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+
+
+VERBS: Final = {
+    "inventory": _add_inventory,
+    "doctor": _add_doctor,
+    "explain": _add_explain,
+    "status": _add_status,
+    "plan": _add_plan,
+    "apply": _add_apply,
+    "release": _add_release,
+    "clear": _add_clear,
+    "run": _add_run,
+    "kata": _add_kata,
+    "cdi": _add_cdi,
+    "runtime": _add_runtime,
+    "uninstall": _add_uninstall,
+    "completion": _add_completion,
+}
