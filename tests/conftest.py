@@ -1,3 +1,34 @@
-"""What all tests share: the lab's plugin, which runs `lab` tests in a VM."""
+"""What all tests share: the lab's plugin, which runs `lab` tests in a VM, and what a daemon hears.
+
+The product is imported where it is used: a pytest in the VM starts slowly as it is.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from kata_gpu.host.watches import Watches
+    from tests.running import Events
 
 pytest_plugins = ["tests.lab.plugin"]
+
+
+@pytest.fixture
+def events() -> "Iterator[Events]":
+    """Hints that the test gives."""
+    from tests.running import Events  # noqa: PLC0415
+
+    events = Events()
+    yield events
+    events.close()
+
+
+@pytest.fixture
+def watches() -> "Iterator[Watches]":
+    """The kernel's own, of files."""
+    from kata_gpu.host.watches import Watches  # noqa: PLC0415
+
+    with Watches.open() as watches:
+        yield watches

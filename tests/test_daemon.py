@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,13 +39,6 @@ def kernel(tmp_path: Path) -> FakeKernel:
     path.parent.mkdir(parents=True)
     path.write_text(TEXT)
     return kernel
-
-
-@pytest.fixture
-def events() -> Iterator[Events]:
-    events = Events()
-    yield events
-    events.close()
 
 
 def test_the_first_turn_binds_and_publishes(kernel: FakeKernel, events: Events) -> None:

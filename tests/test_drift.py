@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +23,6 @@ def kernel(tmp_path: Path) -> FakeKernel:
     kernel.host.path(SETTINGS.blueprint).parent.mkdir(parents=True)
     write_blueprint(kernel, TEXT)
     return kernel
-
-
-@pytest.fixture
-def events() -> Iterator[Events]:
-    events = Events()
-    yield events
-    events.close()
 
 
 async def next_turn(agent: Agent) -> dict[str, Any]:

@@ -42,19 +42,6 @@ def kernel(tmp_path: Path) -> FakeKernel:
     return kernel
 
 
-@pytest.fixture
-def events() -> Iterator[Events]:
-    events = Events()
-    yield events
-    events.close()
-
-
-@pytest.fixture
-def watches() -> Iterator[Watches]:
-    with Watches.open() as watches:
-        yield watches
-
-
 async def settled(agent: Agent) -> int:
     """Wait until the daemon takes no more turns; return their number."""
     number = -1

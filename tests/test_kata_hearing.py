@@ -5,7 +5,6 @@ What stops pods is in the status as long as it does, and the files of others sta
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,19 +46,6 @@ def kernel(tmp_path: Path) -> FakeKernel:
     kernel.host.path(SETTINGS.blueprint).parent.mkdir(parents=True, exist_ok=True)
     write_blueprint(kernel, BLUEPRINT)
     return kernel
-
-
-@pytest.fixture
-def events() -> Iterator[Events]:
-    events = Events()
-    yield events
-    events.close()
-
-
-@pytest.fixture
-def watches() -> Iterator[Watches]:
-    with Watches.open() as watches:
-        yield watches
 
 
 def beside(kernel: FakeKernel, base: str = GO) -> Path:

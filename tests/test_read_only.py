@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -26,13 +26,6 @@ def kernel(tmp_path: Path) -> FakeKernel:
     path.parent.mkdir(parents=True)
     path.write_text(TEXT)
     return kernel
-
-
-@pytest.fixture
-def events() -> Iterator[Events]:
-    events = Events()
-    yield events
-    events.close()
 
 
 def damage(kernel: FakeKernel) -> None:

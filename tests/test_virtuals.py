@@ -1,7 +1,7 @@
 """Virtual functions are announced, made and verified, or undone; and only ours are removed."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -447,13 +447,6 @@ def test_the_parent_of_virtual_functions_is_not_given_back(kernel: FakeKernel) -
 
 
 # Somebody else's hand, while the agent runs
-
-
-@pytest.fixture
-def events() -> Iterator[Events]:
-    events = Events()
-    yield events
-    events.close()
 
 
 async def after_a_removal(kernel: FakeKernel, agent: Agent) -> dict[str, Any]:

@@ -19,12 +19,6 @@ from kata_gpu.host.watches import Watches
 from tests.lab.inside import Machine
 
 
-@pytest.fixture
-def watches() -> Iterator[Watches]:
-    with Watches.open() as watches:
-        yield watches
-
-
 def heard(watches: Watches) -> set[str | None]:
     return {hint.changed for hint in watches.drain()}
 
