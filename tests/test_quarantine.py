@@ -1,20 +1,26 @@
-"""Foreign CDI files that the blueprint names are moved away, and come back on release."""
+"""Foreign files that the blueprint names are moved away, and come back on release."""
 
 import json
 import os
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kata_gpu.act import executor
 from kata_gpu.agent import node
+from kata_gpu.discover import quarantine as kept_names
 from kata_gpu.errors import HostError, InvalidBlueprint
 from kata_gpu.host import files
-from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.blueprint import Blueprint, KataHandler, Runtime
+from kata_gpu.model.inventory import DROP_IN_NAME
 from kata_gpu.model.plan import MoveFile, Severity
 from kata_gpu.model.report import Report
+from kata_gpu.plan import quarantine
 from kata_gpu.settings import blueprint as parsing
 from tests import memory
 from tests.kernel import nodes
@@ -24,6 +30,9 @@ from tests.passthrough import CDI, EVERY_GPU, SETTINGS, TEXT, journal_of
 LEFT: Final = "/etc/cdi/nvidia.com-gpu.yaml"
 RIVAL: Final = "/var/run/cdi/nvidia.com-pgpu.yaml"
 KEPT: Final = f"{SETTINGS.quarantine}/%2Fetc%2Fcdi%2Fnvidia.com-gpu.yaml"
+DROP_INS: Final = "/opt/kata/config.d"
+BROKEN: Final = f"{DROP_INS}/90-oldvendor.toml"
+BROKEN_KEPT: Final = f"{SETTINGS.quarantine}/%2Fopt%2Fkata%2Fconfig.d%2F90-oldvendor.toml"
 WANTED: Final = parsing.parse(TEXT + '[cdi]\nquarantine = ["nvidia.com-*.yaml"]\n')
 
 
@@ -42,6 +51,14 @@ def write(kernel: FakeKernel, path: str, **changes: Any) -> str:
 
 def converged(kernel: FakeKernel, wanted: Blueprint = WANTED) -> node.Turn:
     return node.converge(kernel.host, SETTINGS, wanted, journal_of(kernel.host))
+
+
+def drop_ins(*patterns: str, params: tuple[str, ...] = ()) -> Blueprint:
+    """Return a blueprint with a handler, and these patterns in quarantine."""
+    config = "/opt/kata/configuration-go.toml"
+    handler = KataHandler(name="kata", runtime=Runtime.GO, config=config, kernel_params=params)
+    kept = patterns or ("*-oldvendor*",)
+    return replace(EVERY_GPU, handlers=(handler,), kata_quarantine=kept)
 
 
 def release(kernel: FakeKernel) -> Report:
@@ -140,6 +157,139 @@ def test_a_pattern_that_means_anybody_is_refused(pattern: str) -> None:
         parsing.parse(TEXT + f'[cdi]\nquarantine = ["{pattern}"]\n')
 
 
+# Kata's drop-ins
+
+
+@pytest.fixture
+def deployed(kernel: FakeKernel) -> FakeKernel:
+    """Return a node with Kata's Go runtime, and what an owner who is gone left beside it."""
+    kernel.tree.text("opt/kata/configuration-go.toml", "[hypervisor.qemu]\n")
+    kernel.tree.text(BROKEN.removeprefix("/"), "[hypervisor.qemu]\nno_such_key = 1\n")
+    return kernel
+
+
+def test_a_drop_in_that_stops_every_pod_is_moved_and_ours_is_written(deployed: FakeKernel) -> None:
+    text = deployed.host.path(BROKEN).read_text()
+    deployed.tree.text(f"{DROP_INS}/90-mine.toml".removeprefix("/"), "[runtime]\n")
+    turn = converged(deployed, drop_ins())
+    assert turn.plan.steps == ()
+    assert turn.plan.refusals == ()
+    names = [path.name for path in deployed.host.path(DROP_INS).iterdir()]
+    assert sorted(names) == [DROP_IN_NAME, "90-mine.toml"]
+    assert deployed.host.path(BROKEN_KEPT).read_text() == text
+
+
+def test_without_the_blueprints_word_a_drop_in_stays(deployed: FakeKernel) -> None:
+    turn = converged(deployed, replace(drop_ins(), kata_quarantine=()))
+    assert files.names(deployed.host.path(DROP_INS)) == ["90-oldvendor.toml"]
+    assert len(turn.plan.refusals) == 1
+
+
+def test_ours_is_made_of_what_is_left(deployed: FakeKernel) -> None:
+    """A parameter of the file that goes is not taken over."""
+    early = f"{DROP_INS}/15-oldvendor.toml"
+    deployed.tree.text(early[1:], '[hypervisor.qemu]\nkernel_params = "old=1"\n')
+    converged(deployed, drop_ins(params=("new=1",)))
+    ours = tomllib.loads(deployed.host.path(f"{DROP_INS}/{DROP_IN_NAME}").read_text())
+    assert ours["hypervisor"]["qemu"]["kernel_params"] == "new=1"
+
+
+def test_a_release_brings_a_drop_in_back(deployed: FakeKernel) -> None:
+    left = deployed.host.path(BROKEN)
+    text, before = left.read_text(), left.stat()
+    converged(deployed, drop_ins())
+    assert release(deployed).failures == ()
+    after = left.stat()
+    assert left.read_text() == text
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+    assert files.names(deployed.host.path(DROP_INS)) == ["90-oldvendor.toml"]
+    assert list(deployed.host.path(SETTINGS.quarantine).iterdir()) == []
+
+
+def test_a_drop_in_that_comes_back_is_told_and_stays_on_release(deployed: FakeKernel) -> None:
+    converged(deployed, drop_ins())
+    deployed.host.path(BROKEN).write_text("[runtime]\n")
+    turn = converged(deployed, drop_ins())
+    told = [f.subject for f in turn.plan.findings if "somebody has written it again" in f.reason]
+    assert told == [BROKEN]
+    assert release(deployed).failures == ()
+    assert deployed.host.path(BROKEN).read_text() == "[runtime]\n"
+    assert deployed.host.path(BROKEN_KEPT).exists()
+
+
+def test_a_move_of_a_drop_in_that_was_cut_short_is_finished(deployed: FakeKernel) -> None:
+    converged(deployed, drop_ins())
+    kept, left = deployed.host.path(BROKEN_KEPT), deployed.host.path(BROKEN)
+    left.write_text(kept.read_text())
+    os.utime(left, ns=(kept.stat().st_atime_ns, kept.stat().st_mtime_ns))
+    turn = converged(deployed, drop_ins())
+    assert MoveFile in {type(step) for step, _ in turn.taken}
+    assert not left.exists()
+    assert kept.exists()
+
+
+def test_only_regular_files_are_moved_and_never_ours_or_a_base(deployed: FakeKernel) -> None:
+    folder = deployed.host.path(DROP_INS)
+    (folder / "91-oldvendor.toml").symlink_to(BROKEN)
+    (folder / "92-oldvendor.toml").mkdir()
+    base = "95-oldvendor-base.toml"
+    deployed.tree.text(f"{DROP_INS}/{base}"[1:], "[hypervisor.qemu]\n")
+    wanted = drop_ins("*oldvendor*", "*kata-gpu*")
+    other = KataHandler(name="kata-too", runtime=Runtime.GO, config=f"{DROP_INS}/{base}")
+    wanted = replace(wanted, handlers=(*wanted.handlers, other))
+    for _ in range(2):
+        turn = converged(deployed, wanted)
+        moved = {step.path for step, _ in turn.taken if isinstance(step, MoveFile)}
+        assert moved <= {BROKEN}
+    left = {"91-oldvendor.toml", "92-oldvendor.toml", base}
+    assert left <= set(files.names(folder))
+    assert files.names(deployed.host.path(SETTINGS.quarantine)) == [BROKEN_KEPT.rpartition("/")[2]]
+
+
+@pytest.mark.parametrize("number", ["10", "20", "22", "25", "30", "50"])
+@pytest.mark.parametrize(("exact", "is_moved"), [(False, False), (True, True)])
+def test_a_name_of_kata_deploys_must_be_meant_exactly(
+    deployed: FakeKernel, number: str, *, exact: bool, is_moved: bool
+) -> None:
+    path = f"{DROP_INS}/{number}-oldvendor.toml"
+    deployed.tree.text(path[1:], "[runtime]\n")
+    converged(deployed, drop_ins(path.rpartition("/")[2] if exact else "*-oldvendor*"))
+    assert deployed.host.path(path).exists() is not is_moved
+
+
+@pytest.mark.parametrize("name", ["90-oldvendor\x1b.toml", f"90-oldvendor{'x' * 225}.toml"])
+def test_what_cannot_be_kept_by_its_name_is_told(deployed: FakeKernel, name: str) -> None:
+    deployed.tree.text(f"{DROP_INS}/{name}"[1:], "[runtime]\n")
+    turn = converged(deployed, drop_ins())
+    told = [f for f in turn.plan.findings if "not moved away" in f.reason]
+    assert len(told) == 1
+    assert told[0].subject.isprintable()
+    assert deployed.host.path(f"{DROP_INS}/{name}").exists()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["", "*", "*.toml", "[0-9]*-*.toml", "90-*", "90-*.toml", "a/b", "a\\u001b", DROP_IN_NAME],
+)
+def test_a_pattern_that_means_anybodys_drop_ins_is_refused(pattern: str) -> None:
+    with pytest.raises(InvalidBlueprint, match=r"kata\.quarantine"):
+        parsing.parse(TEXT + f'[kata]\nquarantine = ["{pattern}"]\n')
+
+
+@pytest.mark.parametrize("pattern", ["99.toml", "*-oldvendor*", "30-debug.toml"])
+def test_a_pattern_that_means_somebodys_drop_ins_is_taken(pattern: str) -> None:
+    wanted = parsing.parse(TEXT + f'[kata]\nquarantine = ["{pattern}"]\n')
+    assert wanted.kata_quarantine == (pattern,)
+
+
+@given(st.lists(st.text(min_size=1).filter(lambda part: "/" not in part), min_size=1))
+def test_a_kept_name_says_where_the_file_goes_back_to(parts: list[str]) -> None:
+    path = "/" + "/".join(parts)
+    name = quarantine.name(path)
+    assert "/" not in name
+    assert kept_names.path(name) == path
+
+
 # Moving
 
 
@@ -167,6 +317,33 @@ def test_a_file_moves_to_another_file_system_with_mode_and_age(tmp_path: Path) -
     finally:
         target.unlink(missing_ok=True)
         folder.rmdir()
+
+
+def test_a_copy_is_made_where_nobody_reads(tmp_path: Path) -> None:
+    """Kata reads whatever is in config.d, so nothing half-written may be there."""
+    folder = other_file_system(tmp_path) / f"kata-gpu-test-{os.getpid()}"
+    folder.mkdir()
+    source, target = folder / "a", tmp_path / "config.d" / "a"
+    source.write_text("text")
+    try:
+        with pytest.raises(HostError, match="No such file"):
+            files.move(source, target, staging=tmp_path / "absent")
+        assert source.read_text() == "text"
+        assert list(target.parent.iterdir()) == []
+        files.move(source, target, staging=tmp_path)
+        assert target.read_text() == "text"
+        assert list(tmp_path.iterdir()) == [target.parent]
+    finally:
+        source.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def test_a_drop_ins_copy_is_staged_beside_the_folder(deployed: FakeKernel) -> None:
+    converged(deployed, drop_ins())
+    journal = journal_of(deployed.host)
+    plan = node.make_release(deployed.host, SETTINGS, journal.ledger, None)
+    (back,) = (step for step in plan.steps if isinstance(step, MoveFile))
+    assert (back.target, back.staging) == (BROKEN, "/opt/kata")
 
 
 def test_a_move_takes_nothing_elses_place(tmp_path: Path) -> None:

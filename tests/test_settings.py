@@ -187,7 +187,7 @@ def test_every_key_reaches_the_settings() -> None:
             "pool[1].select[1].model",
             "address, class, device, numa_node, product, vendor",
         ),
-        (HEAD + "kata.handlers = []", "kata.handlers", "handler"),
+        (HEAD + "kata.handlers = []", "kata.handlers", "handler, quarantine"),
         (
             HEAD + HANDLER.replace("KEY", "ports = 2"),
             "kata.handler[1].ports",

@@ -14,7 +14,7 @@ def move(host: Host, step: MoveFile) -> None:
         HostError: it cannot be moved. VerificationError: it is still there, or is lost.
     """
     source, target = _place(host, step.path), _place(host, step.target)
-    files.move(source, target)
+    files.move(source, target, staging=_folder(host, step.staging))
     if source.exists() or not target.exists():
         raise VerificationError(f"cannot move {step.path}: it is still there, or is lost")
 
@@ -22,4 +22,8 @@ def move(host: Host, step: MoveFile) -> None:
 def _place(host: Host, path: str) -> Path:
     """Return where *path* is below the host's root, its folder's links followed."""
     folder, _, name = path.rpartition("/")
-    return host.path(f"{files.resolve(folder, root=host.root) or folder}/{name}")
+    return _folder(host, folder) / name
+
+
+def _folder(host: Host, folder: str) -> Path:
+    return host.path(files.resolve(folder, root=host.root) or folder)

@@ -3,7 +3,7 @@
 from typing import Final
 
 from kata_gpu.errors import HostError
-from kata_gpu.host import Host, files
+from kata_gpu.host import Host, files, paths
 from kata_gpu.model.inventory import SetAside
 
 _PREFIX: Final = "%2F"
@@ -11,15 +11,8 @@ _PREFIX: Final = "%2F"
 
 def read(host: Host, directory: str) -> tuple[SetAside, ...]:
     """Return what *directory* keeps; names that say no path are somebody else's."""
-    return tuple(
-        SetAside(
-            path=path(name),
-            kept=f"{directory}/{name}",
-            is_half_done=_is_half_done(host, path(name), f"{directory}/{name}"),
-        )
-        for name in files.names(host.path(directory))
-        if name.startswith(_PREFIX)
-    )
+    names = files.names(host.path(directory))
+    return tuple(_look(host, directory, name) for name in names if name.startswith(_PREFIX))
 
 
 def path(name: str) -> str:
@@ -27,10 +20,16 @@ def path(name: str) -> str:
     return name.replace("%2F", "/").replace("%25", "%")
 
 
-def _is_half_done(host: Host, was: str, kept: str) -> bool:
+def _look(host: Host, directory: str, name: str) -> SetAside:
+    was, kept = path(name), f"{directory}/{name}"
     folder, _, last = was.rpartition("/")
+    is_half_done, is_taken = False, False
     try:
         real = files.resolve(folder, root=host.root)
+        if real is not None:
+            place = host.path(f"{real}/{last}")
+            is_taken = paths.is_there(place)
+            is_half_done = is_taken and files.is_moved(place, host.path(kept))
     except HostError:
-        return False
-    return real is not None and files.is_moved(host.path(f"{real}/{last}"), host.path(kept))
+        is_taken = True
+    return SetAside(path=was, kept=kept, is_half_done=is_half_done, is_taken=is_taken)

@@ -123,9 +123,10 @@ def _write_new(name: str, data: bytes, mode: int, folder: int) -> None:
         os.close(fd)
 
 
-def move(source: Path, target: Path) -> None:
+def move(source: Path, target: Path, *, staging: Path | None = None) -> None:
     """Move a regular file, durably, to where nothing is; also to another file system.
 
+    A copy is made in *staging*, on the target's file system; beside the target without.
     A move that was cut short is finished: what is at *target* then has the age and length of
     the source. A link, or anything else that is no file, is left alone.
 
@@ -138,7 +139,7 @@ def move(source: Path, target: Path) -> None:
             raise HostError(f"cannot move {source}: it is no regular file")
         target.parent.mkdir(parents=True, exist_ok=True)
         if not _is_moved(before, target):
-            _move(source, before, target)
+            _move(source, before, target, staging or target.parent)
     except OSError as error:
         raise HostError(f"cannot move {source} to {target}: {error.strerror}") from error
     remove(source)
@@ -163,7 +164,7 @@ def _is_moved(before: os.stat_result, target: Path) -> bool:
     return True
 
 
-def _move(source: Path, before: os.stat_result, target: Path) -> None:
+def _move(source: Path, before: os.stat_result, target: Path, staging: Path) -> None:
     try:
         os.rename(source, target)
         _sync(target.parent)
@@ -171,12 +172,12 @@ def _move(source: Path, before: os.stat_result, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _copy(source, before, target)
+        _copy(source, before, target, staging)
 
 
-def _copy(source: Path, before: os.stat_result, target: Path) -> None:
+def _copy(source: Path, before: os.stat_result, target: Path, staging: Path) -> None:
     """Make *target* what *source* is, mode, owner and age included, in one step."""
-    temporary = target.parent / f"{TEMPORARY}{os.urandom(8).hex()}"
+    temporary = staging / f"{TEMPORARY}{os.urandom(8).hex()}"
     try:
         fd = os.open(temporary, _NEW, 0o600)
         try:

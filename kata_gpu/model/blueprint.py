@@ -219,6 +219,10 @@ class Blueprint:
     handlers: tuple[KataHandler, ...] = field(default=())
     cdi_quarantine: tuple[str, ...] = field(default=())
     """Patterns of the names of foreign CDI files that are to be moved out of the way."""
+
+    kata_quarantine: tuple[str, ...] = field(default=())
+    """Patterns of the names of foreign drop-ins of the handlers, likewise."""
+
     wiring: Wiring = field(default=Wiring())
 
     def pool_for(self, function: PciFunction) -> Pool | None:

@@ -76,6 +76,9 @@ class SetAside:
     is_half_done: bool
     """Whether the move, or the way back, was cut short: the same file is at both places."""
 
+    is_taken: bool
+    """Whether something is where it was, or nobody can look."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:

@@ -353,6 +353,9 @@ class MoveFile:
 
     path: str
     target: str
+    staging: str
+    """Where a copy is made if it must be: on the target's file system, and where nobody reads."""
+
     reason: str
     needs: tuple[int, ...] = ()
 

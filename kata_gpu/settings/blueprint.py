@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kata_gpu.model import blueprint as model
 from kata_gpu.model.blueprint import Blueprint, Drift, KataHandler, Mode, Pool, Runtime, Selector
+from kata_gpu.model.inventory import DROP_IN_NAME
 from kata_gpu.model.pci import PciAddress
 from kata_gpu.settings import toml_file
 from kata_gpu.settings.toml_file import AbsolutePath, Table
@@ -22,6 +23,7 @@ _RESOURCE: Final = re.compile(
 )
 _SERVICE: Final = re.compile(r"(?!.*@\.service$)[A-Za-z0-9][A-Za-z0-9@:._-]{0,246}\.service")
 _PARAMETER: Final = re.compile(r"[!-~]{1,256}")
+_WILDCARDS: Final = frozenset("*?[")
 _TIMEOUT_MAX_S: Final = 24 * 3600
 _MEMORY_MIN_MIB: Final = 256  # Kata's go runtime goes by 2048 below it
 _U32_MAX: Final = (1 << 32) - 1
@@ -261,18 +263,30 @@ class HandlerTable(Table):
         return KataHandler(**dict(self))
 
 
-class KataTable(Table):
-    """``[kata]``: what Kata is told."""
-
-    handler: tuple[HandlerTable, ...] = ()
-
-
 def _foreign(pattern: str) -> str:
     if not pattern or "/" in pattern or not pattern.isprintable():
         raise ValueError("expected a pattern for a file's name, such as nvidia.com-*.yaml")
     if not pattern.strip("*?[]!."):
         raise ValueError("it would take everybody's files; name their owner in it")
     return pattern
+
+
+def _foreign_drop_in(pattern: str) -> str:
+    """Refuse what means everybody's drop-ins too: most names are a number and ``.toml``."""
+    _foreign(pattern)
+    owner = pattern.removesuffix(".toml").strip("*?[]!.-_0123456789")
+    if not owner and not _WILDCARDS.isdisjoint(pattern):
+        raise ValueError("it would take everybody's files; name their owner in it")
+    if pattern == DROP_IN_NAME:
+        raise ValueError("it is this agent's own; remove the handler from the blueprint instead")
+    return pattern
+
+
+class KataTable(Table):
+    """``[kata]``: what Kata is told, and what becomes of other people's drop-ins."""
+
+    quarantine: tuple[Annotated[str, AfterValidator(_foreign_drop_in)], ...] = ()
+    handler: tuple[HandlerTable, ...] = ()
 
 
 class CdiTable(Table):
@@ -313,6 +327,7 @@ class BlueprintFile(Table):
             pools=tuple(pool.value() for pool in self.pool),
             handlers=tuple(handler.value() for handler in self.kata.handler),
             cdi_quarantine=self.cdi.quarantine,
+            kata_quarantine=self.kata.quarantine,
             wiring=self.runtime.value(),
         )
 

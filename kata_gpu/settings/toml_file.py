@@ -38,7 +38,8 @@ AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 class Table(BaseModel):
     """A TOML table: unknown keys are refused, values are not coerced."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # deferred, for only the outermost table validates, and the others go into its schema
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, strict=True)
 
 
 TableT = TypeVar("TableT", bound=Table)

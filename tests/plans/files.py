@@ -17,6 +17,7 @@ name = "virt_container"
 hypervisor_name = "qemu"
 agent_name = "kata"
 """
+QUARANTINE: Final = '[kata]\nquarantine = ["*-oldvendor*.toml"]'
 GO: Final = handler("kata-go", "go", GO_CONFIG)
 RUST: Final = handler("kata-rust", "rust", RUST_CONFIG)
 
@@ -153,6 +154,36 @@ def drop_in_of_others_has_the_last_word(root: Path) -> tuple[Node, Plan]:
     node = with_kata(root)
     node.put("/opt/kata/rust/config.d/90-x.toml", "[hypervisor.qemu]\npcie_root_port = 2\n")
     return node, node.plan(blueprint(GPUS, RUST))
+
+
+def with_a_left_drop_in(root: Path) -> Node:
+    """Return a node where an owner who is gone left what stops every pod."""
+    node = with_kata(root)
+    node.put("/opt/kata/config.d/90-oldvendor.toml", "[hypervisor.qemu]\nno_such_key = 1\n")
+    return node
+
+
+@scenario
+def drop_in_of_others_is_in_quarantine(root: Path) -> tuple[Node, Plan]:
+    """It is moved, and only then ours is written, of what is left."""
+    node = with_a_left_drop_in(root)
+    return node, node.plan(blueprint(QUARANTINE, GPUS, GO))
+
+
+@scenario
+def drop_in_of_others_was_moved_away(root: Path) -> tuple[Node, Plan]:
+    """The second round: the runtime starts pods again, so ours is written."""
+    node = with_a_left_drop_in(root)
+    node.carry_out(node.plan(blueprint(QUARANTINE, GPUS, GO)))
+    return node, node.plan(blueprint(QUARANTINE, GPUS, GO))
+
+
+@scenario
+def release_of_all_with_a_drop_in_in_quarantine(root: Path) -> tuple[Node, Plan]:
+    """It comes back when ours is gone."""
+    node = with_a_left_drop_in(root)
+    node.apply(blueprint(QUARANTINE, GPUS, GO))
+    return node, node.release()
 
 
 @scenario

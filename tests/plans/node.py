@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import pytest
 
-from kata_gpu.act import binding
+from kata_gpu.act import binding, foreign_files
 from kata_gpu.discover import inventory as discover
-from kata_gpu.discover import runtimes, vfio
+from kata_gpu.discover import quarantine, runtimes, vfio
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.holder import Holder, How
 from kata_gpu.model.inventory import Inventory
@@ -26,6 +26,7 @@ from kata_gpu.model.plan import (
     CleanUnit,
     LoadModule,
     MakeVirtuals,
+    MoveFile,
     MoveGroup,
     NoteUse,
     Order,
@@ -48,6 +49,7 @@ from tests.kernel.fake import FakeKernel
 from tests.kernel.systemd import SYSTEMCTL, Systemd
 
 CDI: Final = "/var/run/cdi"
+QUARANTINE: Final = "/var/lib/kata-gpu/quarantined"
 PGPU_SPEC: Final = cdi.path(CDI, "nvidia.com/pgpu")
 _NOTHING: Final = Blueprint(version="none")
 
@@ -139,6 +141,8 @@ class Node:
             case RemoveFile():
                 self.kernel.host.path(step.path).unlink()
                 self.ledger = self.ledger.without_file(step.path)
+            case MoveFile():
+                foreign_files.move(self.kernel.host, step)
             case CleanUnit():
                 self.know(is_used=False)
             case NoteUse():
@@ -222,6 +226,8 @@ class Node:
             holders=dict(self._held),
             operations=self.hung,
             runtimes=wired,
+            quarantine=QUARANTINE,
+            set_aside=quarantine.read(self.kernel.host, QUARANTINE),
         )
         return vfio.suited(self.kernel.host, found)
 

@@ -7,7 +7,8 @@ What always holds:
   drop-in, ours stays as it is: it is not the cause, and would be missed when that is mended;
 - where it is ours that the others do not go with any more, ours is removed, and comes back
   when they change: the folder is watched;
-- the files of others are never touched, only named.
+- the files of others are never touched, only named; `plan.quarantine` moves what the blueprint
+  says.
 """
 
 from collections.abc import Iterable
