@@ -11,11 +11,11 @@ from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.platform import Platform
-from kata_gpu.model.runtime import ContainerRuntime
 from kata_gpu.model.vfio import VfioDriver
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `kata-gpu inventory` need not pay for them
     from kata_gpu.model.kata import Configuration
+    from kata_gpu.model.runtime import ContainerRuntime
 
 DROP_IN_NAME: Final = "60-kata-gpu.toml"
 """Our file in ``config.d``: kata-deploy owns the numbers 10 to 50 and leaves 51 to 89 to others."""
@@ -112,7 +112,7 @@ class Inventory:
 
     set_aside: tuple[SetAside, ...] = ()
     """What is there."""
-    runtimes: tuple[ContainerRuntime, ...] = ()
+    runtimes: "tuple[ContainerRuntime, ...]" = ()
     """The node's container runtimes; empty where they were not looked for."""
 
     def by_address(self) -> dict[PciAddress, PciFunction]:
