@@ -156,8 +156,8 @@ def _change_file(host: Host, step: WriteFile | RemoveFile | MoveFile, journal: J
     match step:
         case WriteFile():
             owned_files.write(host, step, journal)
-        case RemoveFile():
-            owned_files.remove(host, step, journal)
+        case RemoveFile(path=path):
+            owned_files.remove(host, path, journal)
         case MoveFile():
             foreign_files.move(host, step)
 

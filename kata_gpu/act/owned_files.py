@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HostError, VerificationError
 from kata_gpu.host import Host, files
-from kata_gpu.model.plan import RemoveFile, WriteFile
+from kata_gpu.model.plan import WriteFile
 
 log = logging.getLogger(__name__)
 
@@ -26,18 +26,18 @@ def write(host: Host, step: WriteFile, journal: Journal) -> None:
         raise VerificationError(f"cannot write {step.path}: it reads back otherwise")
 
 
-def remove(host: Host, step: RemoveFile, journal: Journal) -> None:
+def remove(host: Host, path: str, journal: Journal) -> None:
     """Remove the file and forget it, and after the last one the folders; idempotent.
 
     Raises:
         HostError: it is there; the ledger still names it.
     """
-    files.remove(host.path(step.path))
-    if set(journal.ledger.files) <= {step.path}:
+    files.remove(host.path(path))
+    if set(journal.ledger.files) <= {path}:
         _remove_directories(host, journal)  # first: what the ledger still names is done again
-        journal.update(lambda ledger: ledger.without_file(step.path).without_directories())
+        journal.update(lambda ledger: ledger.without_file(path).without_directories())
     else:
-        journal.update(lambda ledger: ledger.without_file(step.path))
+        journal.update(lambda ledger: ledger.without_file(path))
 
 
 def remove_directories(host: Host, journal: Journal) -> None:

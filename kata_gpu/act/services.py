@@ -6,7 +6,6 @@ from kata_gpu.act import owned_files
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HostError, VerificationError
 from kata_gpu.host import Host, services
-from kata_gpu.model.plan import RemoveFile
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def restart(host: Host, name: str, path: str, journal: Journal) -> None:
         services.restart(host, name)
         _require(host, name, running=True)
     except (HostError, VerificationError) as failure:
-        owned_files.remove(host, RemoveFile(path=path, reason="it is not liked"), journal)
+        owned_files.remove(host, path, journal)
         services.restart(host, name)
         _require(host, name, running=True)
         raise VerificationError(

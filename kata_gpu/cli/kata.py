@@ -51,14 +51,7 @@ def _table(found: list[Handler], *, is_wide: bool) -> str:
             "yes" if handler.in_blueprint else "no",
         ]
         rows.append([*row, handler.config, handler.base] if is_wide else row)
-    rows = [[_printable(cell) for cell in row] for row in rows]
-    return output.table(_HEADER + _WIDE if is_wide else _HEADER, rows)
-
-
-def _printable(cell: object) -> object:
-    if isinstance(cell, output.Tinted):
-        return output.Tinted(output.printable(cell.text), cell.colour)
-    return output.printable(cell)
+    return output.table(_HEADER + _WIDE if is_wide else _HEADER, map(output.printable, rows))
 
 
 def show(options: argparse.Namespace) -> int:

@@ -72,6 +72,8 @@ def printable(value: Any) -> Any:
     match value:
         case str():
             return "".join(c if c.isprintable() else "?" for c in value)
+        case Tinted(text=text, colour=colour):
+            return Tinted(printable(text), colour)
         case list():
             return [printable(item) for item in value]
         case dict():

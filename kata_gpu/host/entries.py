@@ -6,7 +6,6 @@ reason in the answer, never an exception.
 
 import itertools
 import os
-import stat
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +17,6 @@ ENTRIES_MAX: Final = 256
 FILE_MAX_BYTES: Final = 1 << 20
 FOLDER_MAX_BYTES: Final = 8 << 20
 """Past so many bytes of texts the rest of a folder is not read."""
-
-_CHUNK_BYTES: Final = 65536
 
 
 def read(directory: str, *, root: Path) -> tuple[tuple[Entry, ...], str | None]:
@@ -66,26 +63,12 @@ def text(path: str, *, root: Path) -> str:
     """
     at = root / path.removeprefix("/")
     try:
-        fd = os.open(at, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            return _content(fd, path).decode("utf-8")
-        finally:
-            os.close(fd)
+        with files.open_regular(at, path) as file:
+            return files.whole(file, path, max_bytes=FILE_MAX_BYTES).decode("utf-8")
     except OSError as error:
         raise HostError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise HostError(f"cannot read {path}: not UTF-8 at byte {error.start}") from error
-
-
-def _content(fd: int, path: str) -> bytes:
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise HostError(f"cannot read {path}: it is no regular file")
-    found = bytearray()
-    while chunk := os.read(fd, _CHUNK_BYTES):
-        found += chunk
-        if len(found) > FILE_MAX_BYTES:
-            raise HostError(f"cannot read {path}: it is longer than {FILE_MAX_BYTES} bytes")
-    return bytes(found)
 
 
 def _kind(entry: os.DirEntry[str]) -> EntryKind:

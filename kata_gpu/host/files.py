@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -30,15 +31,10 @@ def read(path: Path, *, max_bytes: int = _READ_MAX_BYTES) -> str | None:
         HostError: it cannot be read, is longer than *max_bytes*, or is not UTF-8.
     """
     try:
-        raw = bytearray()
         with open(path, "rb", buffering=0, opener=_open_what_does_not_wait) as file:
             if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
                 raise HostError(f"cannot read {path}: it is a pipe")
-            while chunk := file.read(_CHUNK_BYTES):
-                raw += chunk
-                if len(raw) > max_bytes:
-                    raise HostError(f"cannot read {path}: it is longer than {max_bytes} bytes")
-        return raw.decode("utf-8")
+            return whole(file, path, max_bytes=max_bytes).decode("utf-8")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -57,21 +53,39 @@ def read_plain(path: Path, *, max_bytes: int) -> bytes:
             *max_bytes*, or was written to meanwhile.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(fd, "rb", buffering=0) as file:
-            before = os.fstat(fd)
-            if not stat.S_ISREG(before.st_mode):
-                raise HostError(f"cannot read {path}: it is no regular file")
-            raw = bytearray()
-            while chunk := file.read(_CHUNK_BYTES):
-                raw += chunk
-                if len(raw) > max_bytes:
-                    raise HostError(f"cannot read {path}: it is longer than {max_bytes} bytes")
-            after = os.fstat(fd)
+        with open_regular(path, path) as file:
+            before = os.fstat(file.fileno())
+            raw = whole(file, path, max_bytes=max_bytes)
+            after = os.fstat(file.fileno())
     except OSError as error:
         raise HostError(f"cannot read {path}: {error.strerror}") from error
-    if (before.st_mtime_ns, len(raw)) != (after.st_mtime_ns, after.st_size):
+    if (before.st_mtime_ns, len(raw)) != _age_and_length(after):
         raise HostError(f"cannot read {path}: somebody wrote to it meanwhile; try again")
+    return raw
+
+
+def open_regular(path: Path, name: object) -> FileIO:
+    """Open a regular file for reading; nothing is waited for, and no link followed at its end.
+
+    *name* is what errors call it.
+
+    Raises:
+        OSError: it cannot be opened. HostError: it is no regular file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise HostError(f"cannot read {name}: it is no regular file")
+    return open(fd, "rb", buffering=0)
+
+
+def whole(file: FileIO, name: object, *, max_bytes: int) -> bytes:
+    """Return all that an open file has left; HostError when that is more than *max_bytes*."""
+    raw = bytearray()
+    while chunk := file.read(_CHUNK_BYTES):
+        raw += chunk
+        if len(raw) > max_bytes:
+            raise HostError(f"cannot read {name}: it is longer than {max_bytes} bytes")
     return bytes(raw)
 
 
@@ -148,10 +162,9 @@ def move(source: Path, target: Path, *, staging: Path | None = None) -> None:
 def is_moved(source: Path, target: Path) -> bool:
     """Tell whether *target* is what a move of *source* that was cut short left."""
     try:
-        before, after = os.lstat(source), os.lstat(target)
+        return _age_and_length(os.lstat(source)) == _age_and_length(os.lstat(target))
     except OSError:
         return False
-    return (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
 
 
 def _is_moved(before: os.stat_result, target: Path) -> bool:
@@ -159,9 +172,13 @@ def _is_moved(before: os.stat_result, target: Path) -> bool:
         after = os.lstat(target)
     except FileNotFoundError:
         return False
-    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+    if _age_and_length(before) != _age_and_length(after):
         raise HostError(f"cannot move a file to {target}: something else is there")
     return True
+
+
+def _age_and_length(found: os.stat_result) -> tuple[int, int]:
+    return found.st_mtime_ns, found.st_size
 
 
 def _move(source: Path, before: os.stat_result, target: Path, staging: Path) -> None:
