@@ -131,14 +131,12 @@ def _message(value: Any) -> str:
 def _about(
     lines: tuple[JournalLine, ...], namespace: str, name: str, uids: frozenset[str]
 ) -> tuple[JournalLine, ...]:
-    named = [line for line in lines if _names(line.text, namespace, name, uids)]
-    sandboxes = {found for line in named for found in _SANDBOX.findall(line.text)}
-    kept = [
-        line
+    seen = [
+        (line, _names(line.text, namespace, name, uids), set(_SANDBOX.findall(line.text)))
         for line in lines
-        if _names(line.text, namespace, name, uids)
-        or not sandboxes.isdisjoint(_SANDBOX.findall(line.text))
     ]
+    sandboxes = {one for _, is_named, found in seen if is_named for one in found}
+    kept = [line for line, is_named, found in seen if is_named or found & sandboxes]
     return tuple(kept[-_KEPT_MAX:])
 
 

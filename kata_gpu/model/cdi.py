@@ -82,9 +82,9 @@ class CdiFile:
     """The runtimes that look at it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CdiSpecs:
-    """All that lies where CDI specs are looked for."""
+    """All that lies where CDI specs are looked for; each look is one by itself."""
 
     files: tuple[CdiFile, ...] = field(default=())
     leftovers: tuple[str, ...] = field(default=())

@@ -7,6 +7,7 @@ Source: pkg/cdi/spec.go of the Go library (sigs.k8s.io/yaml, strict), src/spec.r
 (serde_yaml).
 """
 
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -17,30 +18,47 @@ _ASIDE: Final = "it uses aliases, which may stand for more than is written"
 _DEEP: Final = f"it is nested more than {_MAX_DEPTH} deep"
 _TAGS: Final = "tag:yaml.org,2002:"
 _REASON_MAX: Final = 200
+_FILES_KEPT: Final = 128
+_KEPT_MAX_BYTES: Final = 1 << 17
 _TEXTS: Final = frozenset(
     {"str", "timestamp", "value", "merge", "int", "float", "bool"}
 )  # the last three where YAML 1.2 has a text: 0000:41:00.0 is a number to the base 60 in 1.1
+
+
+Content = CdiDocument | CdiBroken | CdiUnjudged
 
 
 class _TooMuchError(Exception):
     """A document that nobody has to read to its end."""
 
 
-def parse(name: str, content: bytes) -> CdiDocument | CdiBroken | CdiUnjudged:
-    """Return what *content* of the file *name* says."""
+def parse(name: str, content: bytes) -> Content:
+    """Return what *content* of the file *name* says.
+
+    It is parsed once however often it is asked for: a daemon looks at the same files turn after
+    turn.
+    """
+    is_json = name.endswith(".json")
+    return (_kept if len(content) <= _KEPT_MAX_BYTES else _parse)(content, is_json=is_json)
+
+
+def _parse(content: bytes, *, is_json: bool) -> Content:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return CdiBroken(reason=f"it is not UTF-8 at byte {error.start}")
     try:
-        found = _json(text) if name.endswith(".json") else None
-        return found or _yaml(text, is_other_form=name.endswith(".json"))
+        found = _json(text) if is_json else None
+        return found or _yaml(text, is_other_form=is_json)
     except _TooMuchError as error:
         return CdiUnjudged(reason=str(error))
     except RecursionError:
         return CdiUnjudged(reason=_DEEP)
     except ValueError as error:
         return CdiBroken(reason=" ".join(str(error).split())[:_REASON_MAX])
+
+
+_kept = lru_cache(maxsize=_FILES_KEPT)(_parse)
 
 
 def _json(text: str) -> CdiDocument | None:

@@ -4,9 +4,10 @@ The rules are `plan.cdi`'s; here they are sorted into checks.
 """
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Final
 
-from kata_gpu.model.cdi import CdiFault, Scope
+from kata_gpu.model.cdi import CdiFault, CdiSpecs, Scope
 from kata_gpu.model.doctor import Answer
 from kata_gpu.model.node_facts import NodeFacts, Unknown
 from kata_gpu.plan.cdi import devices, judge, stopped
@@ -26,7 +27,7 @@ def files(facts: NodeFacts) -> Iterable[Answer]:
         return
     for problem in facts.cdi.problems:
         yield unknown(Unknown(reason=problem))
-    found = [f for f in judge(facts.cdi) if _check(f) is files]
+    found = [f for f in _judged(facts.cdi) if _check(f) is files]
     yield from _answers(found, f"{len(facts.cdi.files)} specs")
 
 
@@ -76,7 +77,12 @@ def _of(facts: NodeFacts, check: Check, sound: str) -> Iterable[Answer]:
     if isinstance(facts.cdi, Unknown):
         yield unknown(facts.cdi)
         return
-    yield from _answers([f for f in judge(facts.cdi) if _check(f) is check], sound)
+    yield from _answers([f for f in _judged(facts.cdi) if _check(f) is check], sound)
+
+
+@lru_cache(maxsize=1)  # four checks ask for the same
+def _judged(specs: CdiSpecs) -> tuple[CdiFault, ...]:
+    return judge(specs)
 
 
 def _answers(found: list[CdiFault], sound: str) -> Iterable[Answer]:
