@@ -36,6 +36,14 @@ def journal_of(host: Host) -> Journal:
     return Journal(host.path(SETTINGS.ledger))
 
 
+def put(root: Path, path: str, text: str = "") -> Path:
+    """Write a file at an absolute *path* of the node at *root*, its folders too."""
+    at = root / path.lstrip("/")
+    at.parent.mkdir(parents=True, exist_ok=True)
+    at.write_text(text)
+    return at
+
+
 def everything(root: Path) -> dict[str, str]:
     """Return every file, link, device and folder below *root*, with its content and mode."""
     found = {}

@@ -19,6 +19,7 @@ from kata_gpu.host import files, locks
 from kata_gpu.model.plan import RemoveFile, WriteFile
 from kata_gpu.model.report import Result
 from kata_gpu.settings import blueprint
+from tests import passthrough
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 from tests.kernel.systemd import Systemd
@@ -59,10 +60,7 @@ def outside(tmp_path: Path) -> Path:
 
 
 def put(kernel: FakeKernel, path: str, text: str) -> Path:
-    at = kernel.host.path(path)
-    at.parent.mkdir(parents=True, exist_ok=True)
-    at.write_text(text)
-    return at
+    return passthrough.put(kernel.host.root, path, text)
 
 
 def converge(kernel: FakeKernel) -> Turn:

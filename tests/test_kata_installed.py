@@ -13,6 +13,7 @@ from kata_gpu.discover import kata as discover
 from kata_gpu.host import Host, entries
 from kata_gpu.model.blueprint import KataHandler, Runtime
 from kata_gpu.model.kata import EntryKind, InstalledFile, Provenance
+from tests import passthrough
 from tests.test_cli import complaint, run
 from tests.test_kata_corpus import make_files
 from tests.test_kata_effective import base_text
@@ -25,9 +26,7 @@ SNP: Final = f"{KATA}/runtimes/qemu-nvidia-gpu-snp/configuration-qemu-nvidia-gpu
 
 
 def put(root: Path, path: str, text: str = "") -> Path:
-    at = root / path.removeprefix("/")
-    at.parent.mkdir(parents=True, exist_ok=True)
-    at.write_text(text)
+    at = passthrough.put(root, path, text)
     make_files(root, text)
     return at
 

@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 
 from kata_gpu.act import executor
 from kata_gpu.agent import node
-from kata_gpu.discover import quarantine as kept_names
 from kata_gpu.errors import HostError, InvalidBlueprint
 from kata_gpu.host import files
 from kata_gpu.model.blueprint import Blueprint, KataHandler, Runtime
-from kata_gpu.model.inventory import DROP_IN_NAME
+from kata_gpu.model.inventory import DROP_IN_NAME, quarantine_name, quarantined_path
 from kata_gpu.model.plan import MoveFile, Severity
 from kata_gpu.model.report import Report
-from kata_gpu.plan import quarantine
 from kata_gpu.settings import blueprint as parsing
 from tests import memory
 from tests.kernel import nodes
@@ -285,9 +283,9 @@ def test_a_pattern_that_means_somebodys_drop_ins_is_taken(pattern: str) -> None:
 @given(st.lists(st.text(min_size=1).filter(lambda part: "/" not in part), min_size=1))
 def test_a_kept_name_says_where_the_file_goes_back_to(parts: list[str]) -> None:
     path = "/" + "/".join(parts)
-    name = quarantine.name(path)
+    name = quarantine_name(path)
     assert "/" not in name
-    assert kept_names.path(name) == path
+    assert quarantined_path(name) == path
 
 
 # Moving

@@ -11,7 +11,7 @@ import yaml
 
 from kata_gpu.plan.runtime import classes
 from kata_gpu.settings import blueprint
-from tests.passthrough import everything
+from tests.passthrough import everything, put
 from tests.test_cli import Done, loaded, run
 
 ROOT: Final = Path(__file__).parent.parent
@@ -51,12 +51,6 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / SHIM.lstrip("/")).chmod(0o755)
     put(tmp_path, "/etc/kata-gpu/blueprint.toml", TEXT)
     return tmp_path
-
-
-def put(root: Path, path: str, text: str) -> None:
-    at = root / path.lstrip("/")
-    at.parent.mkdir(parents=True, exist_ok=True)
-    at.write_text(text)
 
 
 def check(root: Path, *more: object) -> Done:

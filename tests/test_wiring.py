@@ -18,6 +18,7 @@ from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.plan import RestartService, Severity, WriteFile
 from kata_gpu.model.runtime import RuntimeKind
 from kata_gpu.settings import blueprint
+from tests import passthrough
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 from tests.kernel.systemd import Systemd
@@ -60,9 +61,7 @@ def systemd(kernel: FakeKernel) -> Systemd:
 
 
 def put(kernel: FakeKernel, path: str, text: str) -> None:
-    at = kernel.host.path(path)
-    at.parent.mkdir(parents=True, exist_ok=True)
-    at.write_text(text)
+    at = passthrough.put(kernel.host.root, path, text)
     an_hour_ago = time.time() - 3600
     os.utime(at, (an_hour_ago, an_hour_ago))
 

@@ -4,7 +4,7 @@ from typing import Final
 
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host, files, paths
-from kata_gpu.model.inventory import SetAside
+from kata_gpu.model.inventory import SetAside, quarantined_path
 
 _PREFIX: Final = "%2F"
 
@@ -15,13 +15,8 @@ def read(host: Host, directory: str) -> tuple[SetAside, ...]:
     return tuple(_look(host, directory, name) for name in names if name.startswith(_PREFIX))
 
 
-def path(name: str) -> str:
-    """Return the path that *name* says; the opposite of `plan.quarantine.name`."""
-    return name.replace("%2F", "/").replace("%25", "%")
-
-
 def _look(host: Host, directory: str, name: str) -> SetAside:
-    was, kept = path(name), f"{directory}/{name}"
+    was, kept = quarantined_path(name), f"{directory}/{name}"
     folder, _, last = was.rpartition("/")
     is_half_done, is_taken = False, False
     try:

@@ -90,11 +90,9 @@ def _containerd(host: Host, main: str) -> list[RuntimeFile]:
 
 
 def _imported(host: Host, file: RuntimeFile) -> Iterable[str]:
-    said = (file.tables or {}).get("imports")
-    for word in said[:_FILES_MAX] if isinstance(said, list) else ():
-        if not isinstance(word, str) or "\0" in word:
+    for path in file.imports[:_FILES_MAX]:
+        if "\0" in path:
             continue
-        path = word if word.startswith("/") else f"{file.path.rpartition('/')[0]}/{word}"
         if "*" in path:
             yield from paths.matching(path, root=host.root, limit=_FILES_MAX)
         else:

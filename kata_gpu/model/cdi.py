@@ -1,6 +1,6 @@
 """CDI files of a node as they were found, and what is wrong with them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -51,6 +51,25 @@ class CdiDocument:
 
     has_more: bool = False
     """Whether another document follows; *tree* is the first."""
+
+
+def members(value: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the mappings of a list in a document of any form, each with its number."""
+    for number, item in enumerate(value if isinstance(value, tuple) else ()):
+        if isinstance(item, Mapping):
+            yield number, item
+
+
+def device_nodes(table: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the device nodes that a spec or a device gives, each with its number."""
+    edits = table.get("containerEdits")
+    return members(edits.get("deviceNodes") if isinstance(edits, Mapping) else None)
+
+
+def host_path(node: Mapping[str, Any]) -> str:
+    """Return where a node is on the host; empty when it does not say."""
+    path = node.get("hostPath") or node.get("path")
+    return path if isinstance(path, str) else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,16 @@ class FileContent:
     """None when there is no such file."""
 
 
+def quarantine_name(path: str) -> str:
+    """Return what the file at *path* is called in the quarantine."""
+    return path.replace("%", "%25").replace("/", "%2F")
+
+
+def quarantined_path(name: str) -> str:
+    """Return the path that such a name says."""
+    return name.replace("%2F", "/").replace("%25", "%")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetAside:
     """A foreign file that was moved out of the way."""

@@ -116,6 +116,14 @@ class RuntimeFile:
     modified_at_s: float | None = None
     """When it was last written, in seconds since the epoch; None when that is unknown."""
 
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """The patterns of further files, as absolute paths."""
+        said = (self.tables or {}).get("imports")
+        words = [word for word in said if isinstance(word, str)] if isinstance(said, list) else []
+        folder = self.path.rpartition("/")[0]
+        return tuple(word if word.startswith("/") else f"{folder}/{word}" for word in words)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerRuntime:

@@ -1,32 +1,16 @@
 """The files by which the node's other programs learn of the units, and the steps to them."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from kata_gpu.model.blueprint import Blueprint, KataHandler
 from kata_gpu.model.inventory import FileContent, Inventory
 from kata_gpu.model.plan import Finding, RemoveFile, Severity, Step, WriteFile
 from kata_gpu.plan import cdi
 from kata_gpu.plan.runtime import wiring
+from kata_gpu.plan.wish import Wish
 
 Offers = Mapping[str, Mapping[str, tuple[str, ...]]]
 """Device nodes of each unit, by resource and unit id."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """A file as it should be; no content means no file."""
-
-    path: str
-    staging: str
-    content: str | None
-    reason: str
-
-    units: frozenset[str] = frozenset()
-    """Units that the file speaks of: a move of theirs must succeed first."""
-
-    stays: bool = False
-    """Whether what is there stays as it is, be it there or not."""
 
 
 class Steps:
@@ -109,11 +93,7 @@ def wishes(
     )
     drop_ins, findings = _drop_ins(blueprint, inventory, passengers)
     wired, unwired = wiring.drop_ins(blueprint, inventory.runtimes)
-    handlers = (
-        Wish(path=file.path, staging=file.staging, content=file.content, reason=file.reason)
-        for file in wired
-    )
-    return (*specs, *drop_ins, *handlers), (*findings, *unwired)
+    return (*specs, *drop_ins, *wired), (*findings, *unwired)
 
 
 def _spec(kind: str, devices: Mapping[str, tuple[str, ...]], cdi_directory: str) -> Wish:

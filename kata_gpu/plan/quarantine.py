@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from kata_gpu.model.inventory import DROP_IN_NAME
+from kata_gpu.model.inventory import DROP_IN_NAME, quarantine_name
 from kata_gpu.model.kata import EntryKind, name_bytes
 from kata_gpu.model.plan import Finding, MoveFile, Severity
 from kata_gpu.plan import cdi
@@ -29,11 +29,6 @@ class _Match:
     what: str
 
 
-def name(path: str) -> str:
-    """Return what the file at *path* is called in the quarantine."""
-    return path.replace("%", "%25").replace("/", "%2F")
-
-
 def plan(now: Situation) -> tuple[tuple[MoveFile, ...], tuple[Finding, ...]]:
     """Return the moves that the blueprint asks for, and what is not moved though it does."""
     directory = now.inventory.quarantine
@@ -43,7 +38,7 @@ def plan(now: Situation) -> tuple[tuple[MoveFile, ...], tuple[Finding, ...]]:
     moves: dict[str, MoveFile] = {}
     findings: dict[str, Finding] = {}
     for match in (*_specs(now), *_drop_ins(now)):
-        kept, last = aside.get(match.path), name(match.path)
+        kept, last = aside.get(match.path), quarantine_name(match.path)
         if kept is not None and not kept.is_half_done:
             findings[match.path] = _came_back(match.path, kept.kept)
         elif not match.path.isprintable():

@@ -5,16 +5,13 @@ takes longer than all else that such a look does. A handler that is not in order
 ``kata-gpu plan`` and ``doctor`` say what is wrong with it.
 """
 
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from kata_gpu.errors import HostError, InvalidBlueprint
-from kata_gpu.host import files
 from kata_gpu.model.blueprint import KataHandler, Runtime
+from kata_gpu.settings import toml_text
 
-_MAX_BYTES: Final = 1 << 20
 _RUNTIMES: Final = {runtime.value: runtime for runtime in Runtime}
 
 
@@ -24,24 +21,15 @@ def load(path: Path) -> tuple[KataHandler, ...] | None:
     Raises:
         InvalidBlueprint: it cannot be read, or is not TOML.
     """
-    try:
-        text = files.read(path, max_bytes=_MAX_BYTES)
-    except HostError as error:
-        raise InvalidBlueprint(str(error)) from error
+    text = toml_text.read(path)
     if text is None:
         return None
-    try:
-        found = tomllib.loads(text)
-    except ValueError as error:
-        raise InvalidBlueprint(f"cannot use {path}: not TOML: {error}") from error
-    except RecursionError as error:
-        raise InvalidBlueprint(f"cannot use {path}: it is nested too deeply") from error
-    return tuple(_handlers(found.get("kata")))
+    return tuple(_handlers(toml_text.tables(text, origin=str(path)).get("kata")))
 
 
 def _handlers(table: Any) -> Iterator[KataHandler]:
     listed = table.get("handler") if isinstance(table, dict) else None
-    for item in listed if isinstance(listed, list) else ():
+    for item in listed if isinstance(listed, tuple) else ():
         match item:
             case {"name": str(name), "runtime": str(word), "config": str(config)}:
                 runtime = _RUNTIMES.get(word)

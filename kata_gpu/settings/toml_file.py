@@ -4,17 +4,15 @@ Every message names the file, the key, what was found and what is allowed. Unkno
 refused: a misspelt key that is ignored is a setting that silently does not hold.
 """
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from kata_gpu.errors import HostError, InvalidBlueprint
-from kata_gpu.host import files
+from kata_gpu.errors import InvalidBlueprint
+from kata_gpu.settings import toml_text
 
-_MAX_BYTES = 1 << 20
 _SHOWN = 80
 _ALLOWED: Final = {
     "tuple_type": "expected an array",
@@ -51,10 +49,7 @@ def load(path: Path, model: type[TableT]) -> TableT:
     Raises:
         InvalidBlueprint: it is missing, unreadable, not TOML, or not what it must be.
     """
-    try:
-        text = files.read(path, max_bytes=_MAX_BYTES)
-    except HostError as error:
-        raise InvalidBlueprint(str(error)) from error
+    text = toml_text.read(path)
     if text is None:
         raise InvalidBlueprint(f"cannot read {path}: it does not exist")
     return parse(text, model, origin=str(path))
@@ -62,27 +57,13 @@ def load(path: Path, model: type[TableT]) -> TableT:
 
 def parse(text: str, model: type[TableT], *, origin: str) -> TableT:
     """Return TOML *text* as *model*; *origin* names it in messages."""
-    try:
-        tables = _with_tuples(tomllib.loads(text))
-    except ValueError as error:  # TOMLDecodeError, or int() of thousands of digits
-        raise InvalidBlueprint(f"cannot use {origin}: not TOML: {error}") from error
-    except RecursionError as error:
-        raise InvalidBlueprint(f"cannot use {origin}: it is nested too deeply") from error
+    tables = toml_text.tables(text, origin=origin)
     try:
         return model.model_validate(tables)
     except ValidationError as error:
         found = _without_consequences(error.errors(include_url=False))
         lines = "; ".join(_explain(detail, model) for detail in found)
         raise InvalidBlueprint(f"cannot use {origin}: {lines}") from error
-
-
-def _with_tuples(value: Any) -> Any:
-    """Return TOML's arrays as tuples: the models are frozen through and through."""
-    if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_with_tuples(item) for item in value)
-    return value
 
 
 def _without_consequences(found: list[ErrorDetails]) -> list[ErrorDetails]:

@@ -92,6 +92,7 @@ def story(host: Host) -> str:
     files, findings = wiring.drop_ins(WANTED, found)
     lines = [f"{finding.severity}: {finding}" for finding in findings]
     for file in files:
+        assert file.content is not None
         lines += [f"--- {file.path} (by way of {file.staging})", file.content.rstrip("\n"), "---"]
         at = host.path(file.path)
         at.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,9 @@ from kata_gpu.model.cdi import (
     CdiSpecs,
     CdiUnjudged,
     NodeKind,
+    device_nodes,
+    host_path,
+    members,
 )
 
 DIRECTORIES: Final = ("/etc/cdi", "/var/run/cdi")
@@ -182,15 +185,8 @@ def _named(tree: Any) -> Iterator[str]:
     """Yield the host paths of device nodes in a document of any form."""
     if not isinstance(tree, Mapping):
         return
-    devices = tree.get("devices")
-    holders = (tree, *(devices if isinstance(devices, tuple) else ()))
-    for holder in holders:
-        edits = holder.get("containerEdits") if isinstance(holder, Mapping) else None
-        nodes = edits.get("deviceNodes") if isinstance(edits, Mapping) else None
-        for node in nodes if isinstance(nodes, tuple) else ():
-            path = (node.get("hostPath") or node.get("path")) if isinstance(node, Mapping) else None
-            if isinstance(path, str) and path:
-                yield path
+    for holder in (tree, *(device for _, device in members(tree.get("devices")))):
+        yield from filter(None, (host_path(node) for _, node in device_nodes(holder)))
 
 
 def _kind(host: Host, path: str) -> NodeKind:

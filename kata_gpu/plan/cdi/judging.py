@@ -16,11 +16,8 @@ from kata_gpu.model.cdi import (
 )
 from kata_gpu.plan.cdi import passing, resolving, values
 from kata_gpu.plan.cdi.libraries import EARLIEST, LIBRARIES, RELEASED
-from kata_gpu.plan.cdi.rules import fault
+from kata_gpu.plan.cdi.rules import Breach, fault
 from kata_gpu.plan.cdi.schema import ROOT, TABLES, Field, Form
-
-Breach = tuple[str, str, str]
-"""Rule, place in the document, and what is found there."""
 
 _FAULTS_MAX: Final = 20
 """Of one rule in one file: whoever has that many mends the program that wrote it."""

@@ -8,11 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from kata_gpu.model.cdi import NodeKind
-
-Breach = tuple[str, str, str]
-Node = tuple[str, Mapping[str, Any]]
-"""Its place in the document, and itself."""
+from kata_gpu.model.cdi import NodeKind, device_nodes, host_path, members
+from kata_gpu.plan.cdi.rules import Breach
 
 _VFIO: Final = "/dev/vfio/"
 _CONTROL: Final = "/dev/vfio/vfio"
@@ -22,37 +19,20 @@ _HOST: Final = re.compile(r"/dev/vfio/(\d+|devices/vfio\d+)", re.ASCII)
 
 def breaches(tree: Mapping[str, Any], found: Mapping[str, NodeKind]) -> Iterator[Breach]:
     """Yield what keeps a device from a VM, as rule, place and finding."""
-    shared = list(nodes(tree, ""))
-    for place, node in shared:
+    for number, node in device_nodes(tree):
+        place = _place("", number)
         yield from _there(node, place, found)
         if host_path(node).startswith(_VFIO):
             yield "shared-edits", place, "it is for all devices, which runtime-rs does not look at"
-    for at, device in _devices(tree):
-        for place, node in nodes(device, at):
+    for index, device in members(tree.get("devices")):
+        for number, node in device_nodes(device):
+            place = _place(f"devices[{index}].", number)
             yield from _there(node, place, found)
             yield from _vfio(node, place)
 
 
-def nodes(table: Mapping[str, Any], at: str) -> Iterator[Node]:
-    """Yield the device nodes of the edits of a spec or of a device."""
-    edits = table.get("containerEdits")
-    listed = edits.get("deviceNodes") if isinstance(edits, Mapping) else None
-    for number, node in enumerate(listed if isinstance(listed, tuple) else ()):
-        if isinstance(node, Mapping):
-            yield f"{at}containerEdits.deviceNodes[{number}]", node
-
-
-def host_path(node: Mapping[str, Any]) -> str:
-    """Return where a node is on the host; empty when it does not say."""
-    path = node.get("hostPath") or node.get("path")
-    return path if isinstance(path, str) else ""
-
-
-def _devices(tree: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    devices = tree.get("devices")
-    for number, device in enumerate(devices if isinstance(devices, tuple) else ()):
-        if isinstance(device, Mapping):
-            yield f"devices[{number}].", device
+def _place(at: str, number: int) -> str:
+    return f"{at}containerEdits.deviceNodes[{number}]"
 
 
 def _there(node: Mapping[str, Any], place: str, found: Mapping[str, NodeKind]) -> Iterator[Breach]:

@@ -5,8 +5,17 @@ from dataclasses import replace
 from typing import Any
 
 from kata_gpu.model.blueprint import Runtime
-from kata_gpu.model.cdi import CdiDevice, CdiDocument, CdiFault, CdiFile, CdiSpecs, NodeKind
-from kata_gpu.plan.cdi import passing
+from kata_gpu.model.cdi import (
+    CdiDevice,
+    CdiDocument,
+    CdiFault,
+    CdiFile,
+    CdiSpecs,
+    NodeKind,
+    device_nodes,
+    host_path,
+    members,
+)
 from kata_gpu.plan.cdi.libraries import LIBRARIES
 from kata_gpu.plan.cdi.rules import fault
 from kata_gpu.plan.cdi.spec import is_ours
@@ -28,10 +37,9 @@ def _named(file: CdiFile) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
     tree = file.content.tree if isinstance(file.content, CdiDocument) else None
     if not isinstance(tree, Mapping) or not isinstance(tree.get("kind"), str):
         return
-    devices = tree.get("devices")
     seen = set()
-    for number, device in enumerate(devices if isinstance(devices, tuple) else ()):
-        name = device.get("name") if isinstance(device, Mapping) else None
+    for number, device in members(tree.get("devices")):
+        name = device.get("name")
         if isinstance(name, str) and name not in seen:
             seen.add(name)  # the second in one file is that file's own fault
             yield f"{tree['kind']}={name}", number, device
@@ -72,7 +80,7 @@ def devices(specs: CdiSpecs) -> tuple[CdiDevice, ...]:
 
 def _device(specs: CdiSpecs, name: str, claim: Claim, rivals: list[CdiFile]) -> CdiDevice:
     file, number, device = claim
-    paths = tuple(passing.host_path(node) for _, node in passing.nodes(device, ""))
+    paths = tuple(host_path(node) for _, node in device_nodes(device))
     return CdiDevice(
         name=name,
         file=file.path,

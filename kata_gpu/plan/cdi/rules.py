@@ -10,6 +10,9 @@ from typing import Final
 from kata_gpu.model.blueprint import Runtime
 from kata_gpu.model.cdi import CdiFault, CdiFile, Scope
 
+Breach = tuple[str, str, str]
+"""Rule, place in the document, and what is found there."""
+
 _WRITER: Final = "have it written again by the program it belongs to, or move it away"
 _POD: Final = Scope.EVERY_POD
 _DEVICE: Final = Scope.DEVICE

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-Breach = tuple[str, str, str]
+from kata_gpu.model.cdi import members
+from kata_gpu.plan.cdi.rules import Breach
 
 _PART: Final = re.compile(r"[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?", re.ASCII)
 _NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?", re.ASCII)
@@ -28,7 +29,7 @@ def breaches(tree: Mapping[str, Any], version: str) -> Iterator[Breach]:
     devices = tree.get("devices")
     if isinstance(devices, tuple) and not devices:
         yield "no-devices", "devices", "it is empty, and runtime-rs wants one device at least"
-    for number, device in _tables(devices):
+    for number, device in members(devices):
         at = f"devices[{number}]"
         yield from _name(device.get("name"), f"{at}.name", version, seen)
         edits = device.get("containerEdits")
@@ -78,7 +79,7 @@ def _edits(edits: Any, place: str) -> Iterator[Breach]:
         return
     yield from _env(edits.get("env"), f"{place}.env")
     for key, check in _CHECKS.items():
-        for number, table in _tables(edits.get(key)):
+        for number, table in members(edits.get(key)):
             yield from check(table, f"{place}.{key}[{number}]")
 
 
@@ -128,10 +129,3 @@ _CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any], str], Iterator[Breach]]
     "mounts": _mount,
     "netDevices": _net,
 }
-
-
-def _tables(found: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the members of a list that are mappings, with their numbers."""
-    for number, item in enumerate(found if isinstance(found, tuple) else ()):
-        if isinstance(item, Mapping):
-            yield number, item

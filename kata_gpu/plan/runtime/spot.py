@@ -105,21 +105,14 @@ def _folder(runtime: ContainerRuntime, main: RuntimeFile, version: int) -> str |
     """Return the folder that *main* has read: the usual one, else any other."""
     usual = runtime.place.folder(version)
     if usual is not None and (
-        runtime.is_managed or any(_imports(p, f"{usual}/{NAME}") for p in imports(main))
+        runtime.is_managed or any(_imports(p, f"{usual}/{NAME}") for p in main.imports)
     ):
         return usual
-    for pattern in imports(main):
+    for pattern in main.imports:
         folder = _above(pattern)
         if "*" not in folder and _imports(pattern, f"{folder}/{NAME}"):
             return folder
     return None
-
-
-def imports(file: RuntimeFile) -> tuple[str, ...]:
-    """Return the patterns of further files, as absolute paths."""
-    said = (file.tables or {}).get("imports")
-    words = [word for word in said if isinstance(word, str)] if isinstance(said, list) else []
-    return tuple(w if w.startswith("/") else f"{_above(file.path)}/{w}" for w in words)
 
 
 def _imports(pattern: str, path: str) -> bool:
@@ -130,7 +123,7 @@ def _imports(pattern: str, path: str) -> bool:
 
 def _no_import(runtime: ContainerRuntime, main: RuntimeFile, version: int) -> Obstacle:
     wanted = f"{runtime.place.folder(version)}/*.toml"
-    line = ", ".join(f'"{pattern}"' for pattern in (*imports(main), wanted))
+    line = ", ".join(f'"{pattern}"' for pattern in (*main.imports, wanted))
     template = _template(runtime)
     where = (
         f"before the first table of {main.path}"

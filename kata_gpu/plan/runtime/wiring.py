@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from kata_gpu.model.blueprint import Blueprint, KataHandler, Restart, RuntimeHandler, Wiring
@@ -18,20 +17,11 @@ from kata_gpu.model.runtime import ContainerRuntime, RuntimeKind
 from kata_gpu.plan.runtime import handlers, soundness, spot, tables
 from kata_gpu.plan.runtime.spot import Obstacle, Spot
 from kata_gpu.plan.situation import Situation
+from kata_gpu.plan.wish import Wish
 
 _SUBJECT: Final = "container runtime"
 
 Same = Callable[[str, str | None], bool]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DropIn:
-    """A file for the container runtime."""
-
-    path: str
-    staging: str
-    content: str
-    reason: str
 
 
 def paths(runtimes: Iterable[ContainerRuntime]) -> tuple[str, ...]:
@@ -63,7 +53,7 @@ def chosen(wiring: Wiring, runtimes: Sequence[ContainerRuntime]) -> ContainerRun
 
 def drop_ins(
     blueprint: Blueprint, runtimes: Sequence[ContainerRuntime], is_same: Same = operator.eq
-) -> tuple[tuple[DropIn, ...], tuple[Finding, ...]]:
+) -> tuple[tuple[Wish, ...], tuple[Finding, ...]]:
     """Return the drop-in that the blueprint's own handlers need, and what is not done.
 
     *is_same* tells whether two paths lead to one base file.
@@ -83,7 +73,7 @@ def drop_ins(
         told = refusal(str(runtime.kind), f"{names} not wired: {place.reason}", place.remedy)
         return (), (*findings, told)
     names = ", ".join(f"{handler.name} ({base.name})" for handler, base in missing)
-    wish = DropIn(
+    wish = Wish(
         path=place.path,
         staging=place.staging,
         content=text(missing, place.version),
