@@ -38,8 +38,10 @@ def running(root: Path, timeout_s: float, *, has_forker: bool) -> Iterator[Child
     found = Children(root=root, timeout_s=timeout_s)
     if has_forker:
         found.start()
-    yield found
-    found.stop()
+    try:
+        yield found
+    finally:
+        found.stop()
 
 
 @pytest.fixture

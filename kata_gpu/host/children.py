@@ -77,8 +77,9 @@ class Children:
     def give_up(self) -> None:
         """Leave every operation to its child, and begin none any more: the agent ends."""
         if self._end is not None and self._end[1] >= 0:
-            os.close(self._end[1])
-            self._end = (self._end[0], -1)
+            reading, writing = self._end
+            self._end = (reading, -1)  # first: who wakes by the close asks whether it ends
+            os.close(writing)
 
     def stop(self) -> None:
         """Let the forker end; what its children do goes on."""
