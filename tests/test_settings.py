@@ -1,6 +1,7 @@
 """What an admin wrote is taken exactly, or refused in the admin's own terms."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -44,9 +45,12 @@ def test_the_blueprint_that_we_ship_is_valid() -> None:
 
 def test_the_settings_that_we_ship_are_the_defaults() -> None:
     assert agent_file.load(CONFIGS / "agent.toml") == Settings()
-    shown = re.sub("^# (?=[a-z_]+ = )", "", (CONFIGS / "agent.toml").read_text(), flags=re.M)
-    assert shown.count("\n#") < 2
-    assert settings_of(shown) == Settings()
+    shown = re.sub(r"^# (?=[a-z_]+ = |\[)", "", (CONFIGS / "agent.toml").read_text(), flags=re.M)
+    assert shown.count("\n#") < 4
+    found = settings_of(shown)
+    assert found.kubernetes is not None
+    assert (found.kubernetes.kubelet_directory, found.kubernetes.api) == ("/var/lib/kubelet", True)
+    assert replace(found, kubernetes=None) == Settings()
 
 
 def test_every_key_that_the_shipped_blueprint_mentions_is_one() -> None:
@@ -180,7 +184,8 @@ def test_every_key_reaches_the_settings() -> None:
         (
             HEAD + POOL.replace("KEY", "max = 1"),
             "pool[1].max",
-            "max_units, min_units, mode, name, resource, select, stop_services, virtual_functions",
+            "bind, bundle, max_units, min_units, mode, name, offer, resource, select, "
+            "stop_services, virtual_functions",
         ),
         (
             HEAD + SELECTOR.replace("KEY", 'vendor = "10de", model = "x"'),
@@ -280,6 +285,23 @@ def test_a_key_of_control_characters_stays_on_one_line() -> None:
             'mode "host" makes nothing, so it takes no virtual_functions',
         ),
         (HEAD + POOL.replace("KEY", "virtual_functions = 0"), "virtual_functions is 0", "1"),
+        (HEAD + POOL.replace("KEY", 'bind = "on-claim"'), 'mode "host" offers nothing', "no bind"),
+        (
+            HEAD
+            + POOL.replace("host", "passthrough").replace(
+                "KEY", 'resource = "a.io/b", bind = "on-claim"'
+            ),
+            'bind "on-claim" needs offer "dra"',
+            "no moment",
+        ),
+        (
+            HEAD
+            + POOL.replace("host", "passthrough").replace(
+                "KEY", 'resource = "a.io/b", offer = "none", bundle = "b"'
+            ),
+            'offer "none" offers nothing',
+            "no bundle",
+        ),
         (
             HEAD + POOL.replace("KEY", "virtual_functions = true"),
             "virtual_functions is True",

@@ -8,6 +8,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final
 
+from kata_gpu.model.kubernetes import BindWhen, Door
 from kata_gpu.model.pci import Identity, PciAddress, PciFunction
 from kata_gpu.model.runtime import RuntimeKind
 
@@ -102,6 +103,14 @@ class Pool:
     virtual_functions: int | None = None
     """How many SR-IOV virtual functions each physical one that it selects shall have: they are
     its units, in place of the physical one. None for functions as they are."""
+
+    door: Door = Door.DEVICE_PLUGIN
+    """How its units are offered to Kubernetes."""
+
+    bind: BindWhen = BindWhen.ALWAYS
+    bundle: str | None = None
+    """A name for all its units together, as one device: beside them through DRA, in their place
+    through the device plugin. None for no such device."""
 
     def selects(self, function: PciFunction) -> bool:
         """Tell whether any selector matches a function that is not a bridge."""

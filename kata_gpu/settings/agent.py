@@ -11,6 +11,26 @@ DEFAULT_PATH: Final = "/etc/kata-gpu/agent.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kubernetes:
+    """How this node's kubelet and its API server are reached."""
+
+    node_name: str | None = None
+    """None for $NODE_NAME, and without that the host's name."""
+
+    kubelet_directory: str = "/var/lib/kubelet"
+    """The same inside and outside the agent's container: kubelet is told paths below it."""
+
+    kubeconfig: str | None = None
+    """None for the service account of the agent's pod."""
+
+    api: bool = True
+    """Whether to write ResourceSlices, labels and events; without it, no DRA."""
+
+    features_directory: str | None = None
+    """Where node-feature-discovery reads labels from files; None to set labels on the node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Where the agent's files lie, below the host's root, and how often it looks."""
 
@@ -32,6 +52,9 @@ class Settings:
 
     operation_timeout_s: float = 30.0
     """How long an unbind, a bind or a reset may take before its unit counts as stuck."""
+
+    kubernetes: Kubernetes | None = None
+    """None where the agent has nothing to do with Kubernetes."""
 
     @property
     def ledger(self) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from kata_gpu.settings import toml_file
-from kata_gpu.settings.agent import Settings
+from kata_gpu.settings.agent import Kubernetes, Settings
 from kata_gpu.settings.toml_file import AbsolutePath, Table
 
 SOCKET_PATH_MAX_BYTES: Final = 107  # sun_path less its final zero, unix(7)
@@ -30,6 +30,27 @@ def _octal(text: Any) -> int:
 
 
 _DEFAULTS: Final = Settings()
+_NODE: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+def _node_name(text: str) -> str:
+    if not _NODE.fullmatch(text):
+        raise ValueError("expected a node's name: lower-case letters, digits, dots and dashes")
+    return text
+
+
+class KubernetesTable(Table):
+    """``[kubernetes]``: there is one where the agent serves kubelet."""
+
+    node_name: Annotated[str, AfterValidator(_node_name)] | None = None
+    kubelet_directory: AbsolutePath = Kubernetes().kubelet_directory
+    kubeconfig: AbsolutePath | None = None
+    api: bool = True
+    features_directory: AbsolutePath | None = None
+
+    def value(self) -> Kubernetes:
+        """Return the settings."""
+        return Kubernetes(**dict(self))
 
 
 class SettingsFile(Table):
@@ -44,8 +65,11 @@ class SettingsFile(Table):
     rescan_interval_s: float = Field(_DEFAULTS.rescan_interval_s, ge=1, le=60)
     settle_s: float = Field(_DEFAULTS.settle_s, ge=0, le=10)
     operation_timeout_s: float = Field(_DEFAULTS.operation_timeout_s, ge=1, le=600)
+    kubernetes: KubernetesTable | None = None
 
 
 def load(path: Path) -> Settings:
     """Return the settings that the file at *path* makes; InvalidBlueprint says what is wrong."""
-    return Settings(**dict(toml_file.load(path, SettingsFile)))
+    found = dict(toml_file.load(path, SettingsFile))
+    table: KubernetesTable | None = found.pop("kubernetes")
+    return Settings(**found, kubernetes=None if table is None else table.value())

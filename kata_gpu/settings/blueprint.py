@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from kata_gpu.model import blueprint as model
 from kata_gpu.model.blueprint import Blueprint, Drift, KataHandler, Mode, Pool, Runtime, Selector
 from kata_gpu.model.inventory import DROP_IN_NAME
+from kata_gpu.model.kubernetes import BindWhen, Door
 from kata_gpu.model.pci import PciAddress
 from kata_gpu.settings import toml_file
 from kata_gpu.settings.toml_file import AbsolutePath, Table
@@ -87,11 +88,14 @@ def _known_schema(schema: int) -> int:
     return schema
 
 
-def _one_of(kind: type[Mode] | type[Runtime] | type[Drift]) -> BeforeValidator:
+_Word = Mode | Runtime | Drift | Door | BindWhen
+
+
+def _one_of(kind: type[_Word]) -> BeforeValidator:
     """Take the exact words of an enumeration; strict mode would want the enumeration."""
     words = [member.value for member in kind]
 
-    def parse(text: Any) -> Mode | Runtime | Drift:
+    def parse(text: Any) -> _Word:
         if text not in words:
             raise ValueError(f"expected one of {', '.join(words)}")
         return kind(text)
@@ -120,6 +124,9 @@ _Annotation = Annotated[
 ]
 _Service = Annotated[
     str, _spelt(_SERVICE, "the full name of a systemd service, such as nvidia-dcgm.service")
+]
+_Bundle = Annotated[
+    str, _spelt(_HANDLER, "at most 63 lower-case letters, digits and dashes, as a DNS label has")
 ]
 _Resource = Annotated[str, _spelt(_RESOURCE, "vendor.tld/class, such as nvidia.com/pgpu")]
 
@@ -163,6 +170,9 @@ class PoolTable(Table):
     max_units: int | None = Field(None, ge=0)
     stop_services: tuple[_Service, ...] = ()
     virtual_functions: int | None = Field(None, ge=1)
+    offer: Annotated[Door, _one_of(Door)] = Door.DEVICE_PLUGIN
+    bind: Annotated[BindWhen, _one_of(BindWhen)] = BindWhen.ALWAYS
+    bundle: _Bundle | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -178,6 +188,22 @@ class PoolTable(Table):
             raise ValueError("max_units is less than min_units")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_offered(self) -> Self:
+        said = {"offer", "bind", "bundle"} & self.model_fields_set
+        if self.mode is not Mode.PASSTHROUGH and said:
+            raise ValueError(
+                f'mode "{self.mode}" offers nothing, so it takes no {", ".join(sorted(said))}'
+            )
+        if self.bind is BindWhen.ON_CLAIM and self.offer is not Door.DRA:
+            raise ValueError(
+                f'bind "{self.bind}" needs offer "{Door.DRA}": the device plugin has no moment '
+                f"for it"
+            )
+        if self.bundle is not None and self.offer is Door.NONE:
+            raise ValueError('offer "none" offers nothing, so it takes no bundle')
+        return self
+
     def value(self) -> Pool:
         """Return the pool."""
         return Pool(
@@ -189,6 +215,9 @@ class PoolTable(Table):
             max_units=self.max_units,
             stop_services=self.stop_services,
             virtual_functions=self.virtual_functions,
+            door=self.offer,
+            bind=self.bind,
+            bundle=self.bundle,
         )
 
 

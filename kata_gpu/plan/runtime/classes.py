@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER
 
-GPU_DRIVER: Final = "gpu.kata-passthrough.io"
-FABRIC_DRIVER: Final = "fabric.kata-passthrough.io"
 READY: Final = "kata-gpu.io/ready"
 _OVERHEAD: Final = {"memory": "10240Mi", "cpu": "1"}
 _KATA_DEPLOY: Final = ("kata-qemu-nvidia-gpu", "kata-")

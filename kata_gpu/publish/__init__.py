@@ -1,0 +1,1 @@
+"""What leaves the node: kubelet's protocols, and the API server's."""

@@ -1,0 +1,1 @@
+"""The protocols that kubelet speaks over Unix sockets, and Kata through it."""
