@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -313,3 +314,29 @@ def test_the_service_manager_is_told_of_start_and_end(kernel: FakeKernel, tmp_pa
     assert second.returncode == 1
     assert second.stderr.startswith(f"kata-gpu: cannot change this node: process {first.pid} holds")
     assert second.stderr.count("\n") == 1
+
+
+def test_one_that_waits_begins_when_the_agent_before_it_has_ended(
+    kernel: FakeKernel, tmp_path: Path
+) -> None:
+    write_blueprint(kernel, 'schema = 1\nversion = "empty"\n')
+    argv = [sys.executable, "-m", "kata_gpu", "run", "--root", str(tmp_path)]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(PATIENCE_S)
+        manager.bind(str(tmp_path / "notify"))
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with ExitStack() as agents:
+            start = partial(subprocess.Popen, env=environment, stderr=subprocess.PIPE, text=True)
+            first = agents.enter_context(start(argv))
+            agents.callback(first.kill)
+            assert manager.recv(200).startswith(b"READY=1")
+            second = agents.enter_context(start([*argv, "--wait"]))
+            agents.callback(second.kill)
+            assert second.stderr is not None
+            assert f"process {first.pid} holds" in second.stderr.readline()
+            first.kill()
+            assert manager.recv(200).startswith(b"READY=1")
+            second.send_signal(signal.SIGTERM)
+            assert manager.recv(200) == b"STOPPING=1"
+            second.communicate(timeout=PATIENCE_S)
+    assert second.returncode == 0

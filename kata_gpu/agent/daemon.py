@@ -9,7 +9,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ from kata_gpu.agent.drift import Watchman
 from kata_gpu.agent.hints import Reasons, Sources, Watching, listening, paths_to_watch
 from kata_gpu.agent.node import Turn
 from kata_gpu.discover import kata
-from kata_gpu.errors import EndingError, HostError, KataGpuError, LedgerError
+from kata_gpu.errors import EndingError, HeldError, HostError, KataGpuError, LedgerError
 from kata_gpu.host import Host, files, locks, systemd
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.ledger import Ledger
@@ -36,20 +37,28 @@ LoadBlueprint = Callable[[], Blueprint]
 
 STATUS: Final = "/v1/status"
 CLEAR: Final = "/v1/clear"
+_LOCK_INTERVAL_S: Final = 0.2
+"""How often one that waits for the node asks for it: flock(2) tells nobody else."""
 
 
 async def run(
-    host: Host, settings: Settings, load_blueprint: LoadBlueprint, sources: Sources
+    host: Host,
+    settings: Settings,
+    load_blueprint: LoadBlueprint,
+    sources: Sources,
+    *,
+    waits: bool = False,
 ) -> None:
     """Hold the node to the blueprint until SIGTERM or SIGINT; SIGHUP reads it again.
 
-    So does a change to its file.
+    So does a change to its file. One that *waits* begins when the agent before it has ended.
 
     Raises:
         HeldError: another agent holds this node, or serves the status socket.
         InvalidBlueprint: the blueprint is wrong; nothing was changed.
     """
-    with locks.exclusive(host.path(settings.lock)):
+    load_blueprint()  # whoever waits says at once what is wrong with it
+    async with _alone(host.path(settings.lock), waits=waits):
         _sweep(host, settings)
         watching = Watching(sources)
         watching.follow(())  # first: no change between reading the blueprint and watching it
@@ -67,6 +76,25 @@ async def run(
                 await _turn_until_stopped(daemon, reasons, settings, watching)
             _notify("STOPPING=1")
     log.info("stopped; every device stays bound as it is")
+
+
+@asynccontextmanager
+async def _alone(lock: Path, *, waits: bool) -> AsyncIterator[None]:
+    """Hold the node's lock; one that *waits* asks for it until its owner has ended."""
+    with ExitStack() as held:
+        told = False
+        while True:
+            try:
+                held.enter_context(locks.exclusive(lock))
+                break
+            except HeldError as error:
+                if not waits:
+                    raise
+                if not told:
+                    log.info("waiting: %s", error)
+                told = True
+            await asyncio.sleep(_LOCK_INTERVAL_S)
+        yield
 
 
 def _notify(message: str) -> None:

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     )
     with ExitStack() as stack:
         sources = Sources(uevents=Uevents.subscribe(), watches=_watches(stack), configuration=files)
-        asyncio.run(daemon.run(host, settings, load, sources))
+        asyncio.run(daemon.run(host, settings, load, sources, waits=options.wait))
     return ExitCode.OK
 
 

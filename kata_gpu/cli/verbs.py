@@ -270,6 +270,12 @@ def _add_run(verbs: Verbs, name: str) -> None:
         "Apply the blueprint, watch for changes, repair them, and answer on the status socket, "
         "until SIGTERM, which unbinds nothing. SIGHUP reads the blueprint again.",
     )
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="begin when the agent that holds the node has ended, in place of an error; for a "
+        "DaemonSet whose new pod starts before the old one ends",
+    )
     parser.set_defaults(log_level="INFO")
     arguments.add_blueprint(parser)
 
