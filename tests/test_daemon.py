@@ -6,8 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -296,23 +297,59 @@ def test_a_wrong_blueprint_at_the_start_changes_nothing(kernel: FakeKernel, even
 # As a process
 
 
+@dataclass(frozen=True)
+class Service:
+    """A daemon as a process, and the socket on which it tells its manager."""
+
+    process: subprocess.Popen[str]
+    manager: socket.socket
+
+    def says(self) -> bytes:
+        """Return its next message; its log when there is none."""
+        try:
+            return self.manager.recv(200)
+        except TimeoutError:
+            self.process.kill()
+            _, log = self.process.communicate()
+            raise AssertionError(f"it ended with {self.process.returncode}: {log}") from None
+
+
+@contextmanager
+def managing(folder: Path) -> Iterator[Callable[[list[str]], Service]]:
+    """Start daemons that tell of themselves, and let none outlive the block."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        ExitStack() as services,
+    ):
+        manager.settimeout(PATIENCE_S)
+        manager.bind(str(folder / "notify"))
+
+        def start(argv: list[str]) -> Service:
+            environment = {"NOTIFY_SOCKET": str(folder / "notify")}
+            process = services.enter_context(
+                subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True)
+            )
+            services.callback(process.kill)
+            return Service(process, manager)
+
+        yield start
+
+
 def test_the_service_manager_is_told_of_start_and_end(kernel: FakeKernel, tmp_path: Path) -> None:
     write_blueprint(kernel, 'schema = 1\nversion = "empty"\n')
     argv = [sys.executable, "-m", "kata_gpu", "run", "--root", str(tmp_path)]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.settimeout(PATIENCE_S)
-        manager.bind(str(tmp_path / "notify"))
-        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
-        with subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE) as first:
-            assert manager.recv(200) == b"READY=1\nSTATUS=blueprint empty: no units"
-            second = subprocess.run(argv, check=False, capture_output=True, text=True, env={})
-            first.send_signal(signal.SIGTERM)
-            assert manager.recv(200) == b"STOPPING=1"
-            _, log = first.communicate(timeout=PATIENCE_S)
-    assert first.returncode == 0
-    assert b"stopped; every device stays bound as it is" in log
+    with managing(tmp_path) as start:
+        first = start(argv)
+        assert first.says() == b"READY=1\nSTATUS=blueprint empty: no units"
+        second = subprocess.run(argv, check=False, capture_output=True, text=True, env={})
+        first.process.send_signal(signal.SIGTERM)
+        assert first.says() == b"STOPPING=1"
+        _, log = first.process.communicate(timeout=PATIENCE_S)
+    assert first.process.returncode == 0
+    assert "stopped; every device stays bound as it is" in log
     assert second.returncode == 1
-    assert second.stderr.startswith(f"kata-gpu: cannot change this node: process {first.pid} holds")
+    holds = f"kata-gpu: cannot change this node: process {first.process.pid} holds"
+    assert second.stderr.startswith(holds)
     assert second.stderr.count("\n") == 1
 
 
@@ -321,22 +358,14 @@ def test_one_that_waits_begins_when_the_agent_before_it_has_ended(
 ) -> None:
     write_blueprint(kernel, 'schema = 1\nversion = "empty"\n')
     argv = [sys.executable, "-m", "kata_gpu", "run", "--root", str(tmp_path)]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.settimeout(PATIENCE_S)
-        manager.bind(str(tmp_path / "notify"))
-        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
-        with ExitStack() as agents:
-            start = partial(subprocess.Popen, env=environment, stderr=subprocess.PIPE, text=True)
-            first = agents.enter_context(start(argv))
-            agents.callback(first.kill)
-            assert manager.recv(200).startswith(b"READY=1")
-            second = agents.enter_context(start([*argv, "--wait"]))
-            agents.callback(second.kill)
-            assert second.stderr is not None
-            assert f"process {first.pid} holds" in second.stderr.readline()
-            first.kill()
-            assert manager.recv(200).startswith(b"READY=1")
-            second.send_signal(signal.SIGTERM)
-            assert manager.recv(200) == b"STOPPING=1"
-            second.communicate(timeout=PATIENCE_S)
-    assert second.returncode == 0
+    with managing(tmp_path) as start:
+        first = start(argv)
+        assert first.says().startswith(b"READY=1")
+        second = start([*argv, "--wait"])
+        assert second.process.stderr is not None
+        assert f"process {first.process.pid} holds" in second.process.stderr.readline()
+        first.process.kill()
+        assert second.says().startswith(b"READY=1")
+        second.process.send_signal(signal.SIGTERM)
+        assert second.says() == b"STOPPING=1"
+        assert second.process.wait(PATIENCE_S) == 0
