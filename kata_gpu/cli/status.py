@@ -10,8 +10,8 @@ from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError
 from kata_gpu.observe import client
 
-_IN_ORDER: Final = frozenset({"available", "host", "ignored"})
-"""States that the table says all about."""
+_IN_ORDER: Final = frozenset({"available", "unclaimed", "host", "ignored"})
+"""States that the table says all about, unless somebody has what a claim could ask for."""
 
 _SECONDS: Final = len("2026-01-01T00:00:00")
 _HELD: Final = frozenset({"in-use", "waiting"})
@@ -63,7 +63,7 @@ def _text(state: dict[str, Any], *, is_wide: bool) -> str:
     lines += [
         output.coloured(line, _colour(unit))
         for unit in state["units"]
-        if unit["state"] not in _IN_ORDER
+        if unit["state"] not in _IN_ORDER or (unit["state"] == "unclaimed" and unit["holders"])
         for line in _why(unit)
     ]
     lines += [

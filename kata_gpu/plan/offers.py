@@ -25,14 +25,19 @@ class Offer:
     findings: tuple[Finding, ...]
 
 
-def choose(now: Situation, offered: Sequence[tuple[str, Unit]]) -> Offer:
-    """Return what becomes of the units that could be *offered*, each with its resource."""
+def choose(
+    now: Situation, offered: Sequence[tuple[str, Unit]], unclaimed: Sequence[tuple[str, Unit]]
+) -> Offer:
+    """Return what becomes of the units that could be *offered*, each with its resource.
+
+    Of what is *unclaimed* only what would be in the way of a claim is said.
+    """
     platform, handlers = now.inventory.platform, now.blueprint.handlers
     everything = [now.functions[address] for _, unit in offered for address in unit.functions]
     access = choice.for_node(platform, everything, handlers)
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     findings = list(choice.findings(access, platform, handlers)) if offered else []
-    rivals = {kind: _rival(now, kind) for kind, _ in offered}
+    rivals = {kind: _rival(now, kind) for kind, _ in (*offered, *unclaimed)}
     for kind, unit in offered:
         rival = rivals[kind]
         nodes = choice.nodes(unit, [now.functions[a] for a in unit.functions], access)
@@ -42,7 +47,12 @@ def choose(now: Situation, offered: Sequence[tuple[str, Unit]]) -> Offer:
             found.setdefault(kind, {})[unit.id] = nodes
         else:
             findings.append(_no_cdev(unit))
-    if offered:
+    findings += [
+        _two_writers(unit, kind, rival)
+        for kind, unit in unclaimed
+        if (rival := rivals[kind]) is not None
+    ]
+    if rivals:
         findings += _everybody(now, handlers)
     return Offer(nodes=found, findings=tuple(findings))
 

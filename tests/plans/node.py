@@ -68,6 +68,8 @@ class Node:
         self._iommufd = iommufd
         self.kept = Order()
         """What is only reported when it drifts."""
+        self.claimed: frozenset[str] | None = None
+        """Units that claims are prepared for."""
         self.hung: tuple[Operation, ...] = ()
         self.systemd: Systemd | None = None
         self._held: dict[PciAddress, tuple[Holder, ...]] = {}
@@ -86,6 +88,7 @@ class Node:
             cdi_directory=CDI,
             failed=setbacks,
             kept=self.kept,
+            claimed=self.claimed,
         )
 
     def hold(self, address: str, command: str, device: str) -> None:
