@@ -7,8 +7,9 @@ same kind, ours is not put beside it, for two that name one device stop every po
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kata_gpu.model.blueprint import KataHandler, Runtime
+from kata_gpu.model.blueprint import KataHandler, Pool, Runtime
 from kata_gpu.model.cdi import CdiDocument, CdiFault, CdiFile, Scope
+from kata_gpu.model.kubernetes import Door
 from kata_gpu.model.plan import Finding, Severity
 from kata_gpu.model.unit import Unit, UnitState
 from kata_gpu.plan import cdi
@@ -55,6 +56,25 @@ def choose(
     if rivals:
         findings += _everybody(now, handlers)
     return Offer(nodes=found, findings=tuple(findings))
+
+
+def bundled(
+    nodes: Mapping[str, Mapping[str, tuple[str, ...]]], pools: Mapping[str, Pool]
+) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    """Return *nodes* with the bundles that kubelet's device plugin gives as one device.
+
+    *pools* has the pool of each unit. A bundle is whole, or is not there. DRA has none: a claim
+    for it gets the devices of its units.
+    """
+    found = {kind: dict(devices) for kind, devices in nodes.items()}
+    for pool in {pool.name: pool for pool in pools.values()}.values():
+        if pool.bundle is None or pool.resource is None or pool.door is not Door.DEVICE_PLUGIN:
+            continue
+        devices = found.get(pool.resource, {})
+        units = sorted(unit for unit, its in pools.items() if its.name == pool.name)
+        if len(units) >= pool.min_units and all(unit in devices for unit in units):
+            devices[pool.bundle] = tuple(node for unit in units for node in devices[unit])
+    return found
 
 
 def _rival(now: Situation, kind: str) -> CdiFile | None:

@@ -321,7 +321,7 @@ class _Draft:
         now = self._now
         offer = offers.choose(now, self._offered, self._unclaimed)
         self.findings.extend(offer.findings)
-        return offer.nodes
+        return offers.bundled(offer.nodes, self._pools)
 
     # Order
 

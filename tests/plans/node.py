@@ -100,9 +100,9 @@ class Node:
         """Let everybody go."""
         self._held.clear()
 
-    def know(self, **changes: Any) -> None:
-        """Change what the ledger says of the GPU."""
-        entry = self.ledger.entry(nodes.GPU)
+    def know(self, unit: str = nodes.GPU, **changes: Any) -> None:
+        """Change what the ledger says of a unit."""
+        entry = self.ledger.entry(unit)
         assert entry is not None
         self.ledger = self.ledger.with_entry(replace(entry, **changes))
 
@@ -147,11 +147,11 @@ class Node:
             case MoveFile():
                 foreign_files.move(self.kernel.host, step)
             case CleanUnit():
-                self.know(is_used=False)
+                self.know(step.unit, is_used=False)
             case NoteUse():
-                self.know(is_used=True)
+                self.know(step.unit, is_used=True)
             case Quarantine():
-                self.know(quarantine=step.reason)
+                self.know(step.unit, quarantine=step.reason)
             case StopService() | StartService() | RestartService():
                 self._switch(step)
             case _:

@@ -15,6 +15,7 @@ import pytest
 
 from kata_gpu.model.plan import MoveGroup, Plan, Severity, text
 from tests.plans import (
+    bundles,
     care,
     claims,
     files,
@@ -30,6 +31,7 @@ from tests.plans.node import SCENARIOS
 _GOLDEN = Path(__file__).parent
 _MEMORY = Path("/dev/shm")  # noqa: S108 - nodes are many small files, and gone at once
 _MODULES = (
+    bundles,
     care,
     claims,
     files,
