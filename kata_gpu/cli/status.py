@@ -16,7 +16,7 @@ _IN_ORDER: Final = frozenset({"available", "unclaimed", "host", "ignored"})
 _SECONDS: Final = len("2026-01-01T00:00:00")
 _HELD: Final = frozenset({"in-use", "waiting"})
 _HEADER: Final = ("UNIT", "STATE", "POOL", "RESOURCE", "GROUP", "NUMA", "DEVICE")
-_WIDE: Final = ("DRIVERS", "NODES", "CLEANED")
+_WIDE: Final = ("OFFER", "DRIVERS", "NODES", "CLEANED")
 
 
 def status(options: argparse.Namespace) -> int:
@@ -108,6 +108,7 @@ def _row(unit: dict[str, Any], *, is_wide: bool) -> list[object]:
         unit["functions"][0]["label"] if unit["functions"] else None,
     ]
     if is_wide:
+        row.append(", ".join(how for how in (unit.get("offer"), unit.get("bundle")) if how))
         row.append(",".join(f["binding"]["driver"] or "none" for f in unit["functions"]))
         row.append(" ".join(unit["nodes"]))
         row.append(_cleaned(unit["cleaned"]))

@@ -124,4 +124,6 @@ def _status(
         nodes=nodes if is_offered else (),
         holders=now.holders(unit.functions),
         cleaned=None if entry is None else entry.cleaned,
+        offer=pool.door if pool.mode is Mode.PASSTHROUGH else None,
+        bundle=pool.bundle,
     )
