@@ -44,7 +44,7 @@ _CONFIDENTIAL: Final = {"GH1": True, "GB1": True, "GB2": None}
 
 _GENERATIONS: Final = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
 _ROOT: Final = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
-_MEMORY: Final = re.compile(r"(\d{1,4}) ?GB\b", re.ASCII)
+_MEMORY: Final = re.compile(r"(?<!\d)(\d{1,4}) ?GB\b", re.ASCII)
 _GB: Final = 10**9
 _DOMAIN_MAX: Final = 0xFFFF
 _SWITCHED: Final = 3
