@@ -23,6 +23,7 @@ from kata_gpu.agent import node
 from kata_gpu.host import Host
 from kata_gpu.host.commands import Run
 from kata_gpu.model.blueprint import Blueprint, Selector
+from kata_gpu.model.kubernetes import BindWhen, Door
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import PciAddress
 from kata_gpu.model.plan import Step, WriteFile
@@ -55,6 +56,9 @@ class Act:
     is_adopted: bool = False
     """Whether the unit was on VFIO before it was ours."""
 
+    is_on_claim: bool = False
+    """Whether the unit is bound when a claim comes, and given back when it goes."""
+
     is_fit: bool = True
     """Whether the unit may be offered in the end."""
 
@@ -75,18 +79,28 @@ class Agent:
     kernel: FakeKernel
     shape: Shape
     blueprint: Blueprint
+    is_on_claim: bool = False
     passes: Callable[[str], None] = lambda _point: None
 
     def converge(self) -> Report:
-        turn = node.converge(
-            self._host, SETTINGS, self.blueprint, self._journal(), progress=self._step
-        )
-        return turn.report
+        return self._turn(frozenset(self.shape.functions[:1]))
 
     def release(self) -> Report:
+        if self.is_on_claim:
+            return self._turn(frozenset())
         journal = self._journal()
         plan = node.make_release(self._host, SETTINGS, journal.ledger, None)
         return executor.execute(self._host, plan, journal, progress=self._step)
+
+    def _turn(self, claimed: frozenset[str]) -> Report:
+        return node.converge(
+            self._host,
+            SETTINGS,
+            self.blueprint,
+            self._journal(),
+            claimed=claimed,
+            progress=self._step,
+        ).report
 
     @property
     def _host(self) -> Host:
@@ -133,7 +147,12 @@ class Node:
             _take_by_hand(self.kernel, shape)
         functions = {a: self.kernel.bus.functions[a] for a in shape.functions}
         self.home = {a: invariants.binding(function) for a, function in functions.items()}
-        self.agent = Agent(kernel=self.kernel, shape=shape, blueprint=_blueprint(shape, act))
+        self.agent = Agent(
+            kernel=self.kernel,
+            shape=shape,
+            blueprint=_blueprint(shape, act),
+            is_on_claim=act.is_on_claim,
+        )
         self._act = act
 
     def begin(self) -> None:
@@ -266,9 +285,12 @@ def _take_by_hand(kernel: FakeKernel, shape: Shape) -> None:
 
 def _blueprint(shape: Shape, act: Act) -> Blueprint:
     """Return one that selects every GPU, and names what is to be adopted."""
+    (pool,) = EVERY_GPU.pools
+    if act.is_on_claim:
+        offered = replace(pool, door=Door.DRA, bind=BindWhen.ON_CLAIM)
+        return replace(EVERY_GPU, pools=(offered,))
     if not act.is_adopted:
         return EVERY_GPU
-    (pool,) = EVERY_GPU.pools
     named = tuple(Selector(address=PciAddress.parse(address)) for address in shape.functions)
     return replace(EVERY_GPU, pools=(replace(pool, selectors=named),))
 
@@ -310,4 +332,7 @@ ACTS: Final[Mapping[str, Act]] = {
     "clean after a tenant": Act(do=Agent.converge, prepare=_use),
     "quarantine": Act(do=Agent.converge, prepare=_use_and_break, is_fit=False),
     "adopt": Act(do=Agent.converge, is_adopted=True),
+    "bind on claim": Act(do=Agent.converge, is_on_claim=True),
+    "give back after a claim": Act(do=Agent.release, prepare=_bind, is_on_claim=True),
+    "give back after a claim and its VM": Act(do=Agent.release, prepare=_use, is_on_claim=True),
 }

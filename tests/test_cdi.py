@@ -278,6 +278,13 @@ def test_what_leaves_is_gone_and_what_stays_is_as_it_was(
     assert cdi.without(text, leaving) == cdi.render(KIND, staying)
 
 
+def test_a_bundle_leaves_with_the_first_of_its_units() -> None:
+    every = tuple(node for nodes in NODES.values() for node in nodes)
+    text = cdi.render(KIND, {**NODES, "hgx": every, "other": ("/dev/vfio/9",)})
+    assert text is not None
+    assert names_in(cdi.without(text, {"0000:01:00.0"})) == {"0000:41:00.0", "other"}
+
+
 @given(offers)
 @settings(max_examples=30, deadline=None)
 def test_without_its_last_device_there_is_no_file(devices: dict[str, tuple[str, ...]]) -> None:

@@ -302,6 +302,21 @@ def test_a_key_of_control_characters_stays_on_one_line() -> None:
             'offer "none" offers nothing',
             "no bundle",
         ),
+        *(
+            (
+                HEAD
+                + POOL.replace("host", "passthrough").replace(
+                    "KEY", f'resource = "a.io/b", bundle = "{name}"'
+                ),
+                f"bundle is '{name}'",
+                why,
+            )
+            for name, why in (
+                ("0000-41-00-0", "could not be a unit's"),
+                ("HGX", "as a DNS label has"),
+                ("0000:41:00.0", "as a DNS label has"),
+            )
+        ),
         (
             HEAD + POOL.replace("KEY", "virtual_functions = true"),
             "virtual_functions is True",

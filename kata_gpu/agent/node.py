@@ -119,7 +119,7 @@ def look(host: Host, settings: Settings, blueprint: Blueprint, ledger: Ledger) -
     )
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913 - as `planner.plan`
     host: Host,
     settings: Settings,
     blueprint: Blueprint,
@@ -127,8 +127,10 @@ def make_plan(
     failed: Mapping[str, Setback] | None = None,
     opened: frozenset[str] = frozenset(),
     kept: Order | None = None,
+    *,
+    claimed: frozenset[str] | None = None,
 ) -> tuple[Inventory, Plan]:
-    """Look, and return what would be done; *opened* and *kept* as in `planner.plan`."""
+    """Look, and return what would be done; the last arguments are those of `planner.plan`."""
     inventory = vfio.suited(host, look(host, settings, blueprint, ledger))
     return inventory, planner.plan(
         blueprint,
@@ -138,6 +140,7 @@ def make_plan(
         failed=failed,
         opened=opened,
         kept=kept,
+        claimed=claimed,
     )
 
 
@@ -172,6 +175,7 @@ def converge(  # noqa: PLR0913 - as `planner.plan`
     failed: Mapping[str, Setback] | None = None,
     opened: frozenset[str] = frozenset(),
     kept: Order | None = None,
+    claimed: frozenset[str] | None = None,
     progress: Progress | None = None,
 ) -> Turn:
     """Plan and act until there is nothing left that could succeed now.
@@ -180,7 +184,12 @@ def converge(  # noqa: PLR0913 - as `planner.plan`
     """
     hopeless = dict(failed or {})
     taken: list[tuple[Step, Outcome]] = []
-    inventory, plan = make_plan(host, settings, blueprint, journal.ledger, hopeless, opened, kept)
+
+    def look_again(opened: frozenset[str] = frozenset()) -> tuple[Inventory, Plan]:
+        ledger = journal.ledger
+        return make_plan(host, settings, blueprint, ledger, hopeless, opened, kept, claimed=claimed)
+
+    inventory, plan = look_again(opened)
     for _ in range(_ROUNDS_MAX):
         if not plan.steps:
             break
@@ -190,7 +199,7 @@ def converge(  # noqa: PLR0913 - as `planner.plan`
         if report.failures and not setbacks:
             break  # a file: trying again now would fail again
         hopeless.update(setbacks)
-        inventory, plan = make_plan(host, settings, blueprint, journal.ledger, hopeless, kept=kept)
+        inventory, plan = look_again()
     return Turn(inventory=inventory, plan=plan, taken=tuple(taken), failed=hopeless)
 
 

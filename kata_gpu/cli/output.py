@@ -16,7 +16,7 @@ _COLOURS: Final = {
 }
 _PLAIN: Final = "\033[0m"
 STATES: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("available", "in-use"), "good"),
+    **dict.fromkeys(("available", "in-use", "unclaimed"), "good"),
     **dict.fromkeys(("pending", "waiting", "drifted"), "doubtful"),
     **dict.fromkeys(("refused", "foreign", "failed", "contested", "stuck", "quarantined"), "bad"),
     **dict.fromkeys(("host", "ignored"), "dim"),

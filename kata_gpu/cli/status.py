@@ -10,13 +10,13 @@ from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError
 from kata_gpu.observe import client
 
-_IN_ORDER: Final = frozenset({"available", "host", "ignored"})
-"""States that the table says all about."""
+_IN_ORDER: Final = frozenset({"available", "unclaimed", "host", "ignored"})
+"""States that the table says all about, unless somebody has what a claim could ask for."""
 
 _SECONDS: Final = len("2026-01-01T00:00:00")
 _HELD: Final = frozenset({"in-use", "waiting"})
 _HEADER: Final = ("UNIT", "STATE", "POOL", "RESOURCE", "GROUP", "NUMA", "DEVICE")
-_WIDE: Final = ("DRIVERS", "NODES", "CLEANED")
+_WIDE: Final = ("OFFER", "DRIVERS", "NODES", "CLEANED")
 
 
 def status(options: argparse.Namespace) -> int:
@@ -63,7 +63,7 @@ def _text(state: dict[str, Any], *, is_wide: bool) -> str:
     lines += [
         output.coloured(line, _colour(unit))
         for unit in state["units"]
-        if unit["state"] not in _IN_ORDER
+        if unit["state"] not in _IN_ORDER or (unit["state"] == "unclaimed" and unit["holders"])
         for line in _why(unit)
     ]
     lines += [
@@ -108,6 +108,7 @@ def _row(unit: dict[str, Any], *, is_wide: bool) -> list[object]:
         unit["functions"][0]["label"] if unit["functions"] else None,
     ]
     if is_wide:
+        row.append(", ".join(how for how in (unit.get("offer"), unit.get("bundle")) if how))
         row.append(",".join(f["binding"]["driver"] or "none" for f in unit["functions"]))
         row.append(" ".join(unit["nodes"]))
         row.append(_cleaned(unit["cleaned"]))

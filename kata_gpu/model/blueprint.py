@@ -110,7 +110,8 @@ class Pool:
     bind: BindWhen = BindWhen.ALWAYS
     bundle: str | None = None
     """A name for all its units together, as one device: beside them through DRA, in their place
-    through the device plugin. None for no such device."""
+    through the device plugin. It has all of them, at least *min_units*, or cannot be had. None for
+    no such device."""
 
     def selects(self, function: PciFunction) -> bool:
         """Tell whether any selector matches a function that is not a bridge."""

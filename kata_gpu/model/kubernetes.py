@@ -1,9 +1,11 @@
 """What Kubernetes is told of this node's units: devices, each through one door."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
+
+from kata_gpu.model.pci import PciFunction
 
 GPU_DRIVER: Final = "gpu.kata-passthrough.io"
 """KAI counts every device of a driver whose name holds "gpu": GPUs only, nothing else."""
@@ -37,6 +39,13 @@ class Effect(StrEnum):
     NONE = "None"
     NO_SCHEDULE = "NoSchedule"
     NO_EXECUTE = "NoExecute"
+
+
+def driver_of(functions: Iterable[PciFunction]) -> str:
+    """Return the DRA driver of a unit of these functions: GPUs make it one of GPUs."""
+    found = tuple(functions)
+    is_fabric = any(f.identity.is_nvswitch for f in found) and not any(f.is_gpu for f in found)
+    return FABRIC_DRIVER if is_fabric else GPU_DRIVER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

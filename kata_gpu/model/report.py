@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from kata_gpu.model.holder import Holder
 from kata_gpu.model.inventory import KataBase, Problem
+from kata_gpu.model.kubernetes import Door
 from kata_gpu.model.ledger import Cleaning
 from kata_gpu.model.pci import Binding, PciAddress
 from kata_gpu.model.plan import Finding
@@ -81,6 +82,12 @@ class UnitStatus:
 
     cleaned: Cleaning | None
     """What was done after its last user; None when it had none since it was bound."""
+
+    offer: Door | None = None
+    """How its pool offers it to Kubernetes; None when it is not passed through."""
+
+    bundle: str | None = None
+    """What it is to be had as together with all of its pool; None when by itself only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

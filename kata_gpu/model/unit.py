@@ -16,6 +16,9 @@ class UnitState(StrEnum):
     IN_USE = "in-use"
     """As available, and a VM has it now."""
 
+    UNCLAIMED = "unclaimed"
+    """On its host driver until a claim asks for it: a pod can have it."""
+
     PENDING = "pending"
     """On its way: the next pass will move or publish it."""
 

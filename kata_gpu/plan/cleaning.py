@@ -11,7 +11,7 @@ vfio_pci_core_enable in drivers/vfio/pci/vfio_pci_core.c.
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from kata_gpu.model.ledger import Ledger
+from kata_gpu.model.ledger import Ledger, LedgerEntry
 from kata_gpu.model.pci import PciFunction
 from kata_gpu.model.plan import CleanUnit, NoteUse, Quarantine, Reset
 from kata_gpu.model.unit import Unit
@@ -54,6 +54,19 @@ def step(unit: Unit, functions: Sequence[PciFunction]) -> CleaningStep:
         resets=tuple(Reset(address=f.address, methods=f.reset_methods) for f in functions),
         reason="its last user has gone",
     )
+
+
+def before_return(now: Situation, unit: Unit, entry: LedgerEntry) -> CleaningStep | None:
+    """Return how a unit is cleaned before its host driver gets it; None if it need not, or cannot.
+
+    What is not all on VFIO any more is another driver's, and none of it is reset under that.
+    """
+    mine = [function for function in entry.functions if function.address in now.functions]
+    functions = [now.functions[function.address] for function in mine]
+    is_held = bool(now.holders(function.address for function in mine))
+    if not entry.is_used or is_held or not all(f.is_on_vfio for f in functions):
+        return None
+    return step(unit, functions) if all(map(now.is_same, mine)) else None
 
 
 def may_succeed(found: CleaningStep) -> bool:

@@ -7,8 +7,9 @@ same kind, ours is not put beside it, for two that name one device stop every po
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kata_gpu.model.blueprint import KataHandler, Runtime
+from kata_gpu.model.blueprint import KataHandler, Pool, Runtime
 from kata_gpu.model.cdi import CdiDocument, CdiFault, CdiFile, Scope
+from kata_gpu.model.kubernetes import Door
 from kata_gpu.model.plan import Finding, Severity
 from kata_gpu.model.unit import Unit, UnitState
 from kata_gpu.plan import cdi
@@ -25,14 +26,19 @@ class Offer:
     findings: tuple[Finding, ...]
 
 
-def choose(now: Situation, offered: Sequence[tuple[str, Unit]]) -> Offer:
-    """Return what becomes of the units that could be *offered*, each with its resource."""
+def choose(
+    now: Situation, offered: Sequence[tuple[str, Unit]], unclaimed: Sequence[tuple[str, Unit]]
+) -> Offer:
+    """Return what becomes of the units that could be *offered*, each with its resource.
+
+    Of what is *unclaimed* only what would be in the way of a claim is said.
+    """
     platform, handlers = now.inventory.platform, now.blueprint.handlers
     everything = [now.functions[address] for _, unit in offered for address in unit.functions]
     access = choice.for_node(platform, everything, handlers)
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     findings = list(choice.findings(access, platform, handlers)) if offered else []
-    rivals = {kind: _rival(now, kind) for kind, _ in offered}
+    rivals = {kind: _rival(now, kind) for kind, _ in (*offered, *unclaimed)}
     for kind, unit in offered:
         rival = rivals[kind]
         nodes = choice.nodes(unit, [now.functions[a] for a in unit.functions], access)
@@ -42,9 +48,33 @@ def choose(now: Situation, offered: Sequence[tuple[str, Unit]]) -> Offer:
             found.setdefault(kind, {})[unit.id] = nodes
         else:
             findings.append(_no_cdev(unit))
-    if offered:
+    findings += [
+        _two_writers(unit, kind, rival)
+        for kind, unit in unclaimed
+        if (rival := rivals[kind]) is not None
+    ]
+    if rivals:
         findings += _everybody(now, handlers)
     return Offer(nodes=found, findings=tuple(findings))
+
+
+def bundled(
+    nodes: Mapping[str, Mapping[str, tuple[str, ...]]], pools: Mapping[str, Pool]
+) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    """Return *nodes* with the bundles that kubelet's device plugin gives as one device.
+
+    *pools* has the pool of each unit. A bundle is whole, or is not there. DRA has none: a claim
+    for it gets the devices of its units.
+    """
+    found = {kind: dict(devices) for kind, devices in nodes.items()}
+    for pool in {pool.name: pool for pool in pools.values()}.values():
+        if pool.bundle is None or pool.resource is None or pool.door is not Door.DEVICE_PLUGIN:
+            continue
+        devices = found.get(pool.resource, {})
+        units = sorted(unit for unit, its in pools.items() if its.name == pool.name)
+        if len(units) >= pool.min_units and all(unit in devices for unit in units):
+            devices[pool.bundle] = tuple(node for unit in units for node in devices[unit])
+    return found
 
 
 def _rival(now: Situation, kind: str) -> CdiFile | None:

@@ -7,7 +7,8 @@ What always holds:
 - originals are what the ledger says; a function that is on VFIO and not in the ledger came
   there by somebody else's hand and is left alone, unless a pool names its address;
 - a node in order has an empty plan;
-- what is refused is a finding, and no step touches it.
+- what is refused is a finding, and no step touches it;
+- a unit that is bound on claim goes back only clean, and only when nobody has it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -47,7 +48,7 @@ from kata_gpu.plan.runtime import wiring
 from kata_gpu.plan.situation import Situation
 
 
-def plan(
+def plan(  # noqa: PLR0913 - what is, what should be, and all that the agent remembers
     blueprint: Blueprint,
     inventory: Inventory,
     ledger: Ledger,
@@ -56,14 +57,16 @@ def plan(
     failed: Mapping[str, Setback] | None = None,
     opened: frozenset[str] = frozenset(),
     kept: Order | None = None,
+    claimed: frozenset[str] | None = None,
 ) -> Plan:
     """Return every step from *inventory* to *blueprint*.
 
     *failed* names units and files that are not to be touched now, with the reason; *opened*
     units that somebody was seen to open since the last look; *kept* is what is only reported
-    where it is no longer so.
+    where it is no longer so; *claimed* are the units that claims are prepared for, None where
+    nobody knows: then what is bound on claim stays where it is.
     """
-    now = Situation.of(blueprint, inventory, ledger, failed, kept)
+    now = Situation.of(blueprint, inventory, ledger, failed, kept, claimed)
     notes = tuple(cleaning.uses(now, opened))
     now = replace(now, ledger=cleaning.noted(ledger, notes))
     formed = units.form(blueprint, inventory, ledger)
@@ -120,6 +123,7 @@ class _Draft:
         self._moves: list[MoveGroup] = []
         self._cleanings: list[CleaningStep] = []
         self._offered: list[tuple[str, Unit]] = []
+        self._unclaimed: list[tuple[str, Unit]] = []
         self._passengers = 0
         self._pools: dict[str, Pool] = {}
 
@@ -216,7 +220,8 @@ class _Draft:
     ) -> None:
         now = self._now
         self._passengers += len(unit.functions)
-        if not may_move and not now.is_settled(unit):
+        is_to_pass = now.is_to_pass(unit, pool)
+        if not may_move and not (is_to_pass and now.is_settled(unit)):
             return
         if self._objects(
             objections.stuck(now, unit.id, unit.functions)
@@ -224,15 +229,34 @@ class _Draft:
             or objections.failed(now, unit.id)
         ):
             return
+        if entry is not None and not is_to_pass:
+            self._unclaim(unit, entry)
+        elif self._may_be_passed(unit, pool, entry):
+            if is_to_pass:
+                self._pass_through(unit, pool, entry)
+            elif pool.resource is not None:
+                self._unclaimed.append((pool.resource, unit))
+
+    def _may_be_passed(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> bool:
+        """Tell whether nothing is in the way of passing it through, and keep what is."""
+        now = self._now
         blockers = objections.blocked(unit, pool)
         self.findings.extend(blockers)
         if blockers:
-            return
-        if entry is None:
-            if not self._objects(objections.not_ours(now, unit, pool)):
-                self._pass_through(unit, pool, entry)
-        elif not self._objects(objections.changed(now, unit, entry)):
-            self._pass_through(unit, pool, entry)
+            return False
+        return not self._objects(
+            objections.not_ours(now, unit, pool)
+            if entry is None
+            else objections.changed(now, unit, entry)
+        )
+
+    def _unclaim(self, unit: Unit, entry: LedgerEntry) -> None:
+        """Give back what no claim asks for any more; clean it first, as for another tenant."""
+        step = cleaning.before_return(self._now, unit, entry)
+        if step is None:
+            self.release(entry, "no claim asks for it")
+        else:
+            self._cleanings.append(step)
 
     def _pass_through(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> None:
         now = self._now
@@ -295,9 +319,9 @@ class _Draft:
     def _offers(self) -> published.Offers:
         """Return what is offered, in the one way that this node gives access to all of it."""
         now = self._now
-        offer = offers.choose(now, self._offered)
+        offer = offers.choose(now, self._offered, self._unclaimed)
         self.findings.extend(offer.findings)
-        return offer.nodes
+        return offers.bundled(offer.nodes, self._pools)
 
     # Order
 
@@ -343,7 +367,9 @@ class _Draft:
         stale = (path for path in now.ledger.files if path not in settled)
         steps.clear(stale, "the blueprint asks for it no more")
         back = sorted(numbers[move.entry.unit] for move in self._moves if move.is_release)
-        starts, findings = services.starts(now, self._pools, stops, needs=tuple(back))
+        given_back = {move.entry.unit for move in self._moves if move.is_release}
+        pools = {unit: pool for unit, pool in self._pools.items() if unit not in given_back}
+        starts, findings = services.starts(now, pools, stops, needs=tuple(back))
         self.findings.extend(findings)
         steps.steps.extend(starts)
         again, findings = wiring.restarts(now, steps.steps)

@@ -36,7 +36,7 @@ def starts(
 ) -> tuple[tuple[StartService, ...], tuple[Finding, ...]]:
     """Return what is to be started at the end of a plan with *stopped*, and what cannot be.
 
-    *needs* are the releases of the plan.
+    *pools* are those of units that stay; *needs* are the releases of the plan.
     """
     needed = {step.name for step in stopped}
     for entry in now.ledger.entries:

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.blueprint import Blueprint, Pool
 from kata_gpu.model.holder import Holder
 from kata_gpu.model.inventory import Inventory
+from kata_gpu.model.kubernetes import BindWhen
 from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
@@ -29,6 +30,9 @@ class Situation:
     kept: Order
     """What was in order and is not to be repaired."""
 
+    claimed: frozenset[str] | None
+    """Units that claims are prepared for; None where nobody knows, and so none is given back."""
+
     functions: Mapping[PciAddress, PciFunction] = field(repr=False)
     best: Mapping[PciAddress, VfioDriver] = field(repr=False)
 
@@ -40,6 +44,7 @@ class Situation:
         ledger: Ledger,
         failed: Mapping[str, Setback] | None = None,
         kept: Order | None = None,
+        claimed: frozenset[str] | None = None,
     ) -> Self:
         """Return the situation, with what is asked of it most at hand."""
         return cls(
@@ -48,6 +53,7 @@ class Situation:
             ledger=ledger,
             failed=failed or {},
             kept=kept or Order(),
+            claimed=claimed,
             functions=inventory.by_address(),
             best={driver.address: driver for driver in inventory.vfio_drivers},
         )
@@ -61,6 +67,14 @@ class Situation:
         """Return who has any of the functions, each once."""
         found = self.inventory.holders
         return tuple(dict.fromkeys(h for address in addresses for h in found.get(address, ())))
+
+    def is_to_pass(self, unit: Unit, pool: Pool) -> bool:
+        """Tell whether a unit that *pool* passes through belongs on VFIO now."""
+        if pool.bind is BindWhen.ALWAYS:
+            return True
+        if self.claimed is None:
+            return self.ledger.entry(unit.id) is not None
+        return unit.id in self.claimed
 
     def is_on_vfio(self, address: PciAddress) -> bool:
         """Tell whether a driver of VFIO has the function."""

@@ -3,6 +3,7 @@
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.holder import Holder
 from kata_gpu.model.inventory import Inventory
+from kata_gpu.model.kubernetes import BindWhen
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.plan import CleanUnit, LoadModule, MoveGroup, Plan
 from kata_gpu.model.report import UnitFunction, UnitStatus
@@ -38,6 +39,8 @@ def assess(
             found = objection.state, f"{whose}{objection.reason}"
         elif unit.id in moving:
             found = UnitState.PENDING, "it is about to be moved"
+        elif pool.bind is BindWhen.ON_CLAIM and ledger.entry(unit.id) is None:
+            found = UnitState.UNCLAIMED, _unclaimed(now, unit, pool)
         else:
             found = _settled(pool, nodes, now.holders(unit.functions))
         statuses.append(_status(now, unit, pool, found, nodes))
@@ -76,6 +79,15 @@ def _settled(
             return UnitState.PENDING, "bound, and not in the CDI spec yet"
 
 
+def _unclaimed(now: Situation, unit: Unit, pool: Pool) -> str:
+    """Return where it waits for a claim, and whom the claim would have to wait for."""
+    driver = now.functions[unit.primary].binding.driver
+    where = f"on {driver}" if driver else "on no driver"
+    holders = [h for h in now.holders(unit.functions) if h.service not in pool.stop_services]
+    who = f"; one has to wait for who uses it: {'; '.join(map(str, holders))}" if holders else ""
+    return f"it is {where} until a claim asks for it{who}"
+
+
 def _published(inventory: Inventory, pool: Pool, unit: Unit, cdi_directory: str) -> tuple[str, ...]:
     """Return the nodes that the CDI spec on disk gives this unit; empty when it has none."""
     if pool.resource is None:
@@ -112,4 +124,6 @@ def _status(
         nodes=nodes if is_offered else (),
         holders=now.holders(unit.functions),
         cleaned=None if entry is None else entry.cleaned,
+        offer=pool.door if pool.mode is Mode.PASSTHROUGH else None,
+        bundle=pool.bundle,
     )

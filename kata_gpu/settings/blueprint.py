@@ -22,6 +22,7 @@ _HANDLER: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _RESOURCE: Final = re.compile(
     r"[a-z0-9][a-z0-9-]*(\.[a-z0-9-]+)+/[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 )
+_UNIT: Final = re.compile(r"[0-9a-f]{4,8}-[0-9a-f]{2}-[0-9a-f]{2}-[0-7]")
 _SERVICE: Final = re.compile(r"(?!.*@\.service$)[A-Za-z0-9][A-Za-z0-9@:._-]{0,246}\.service")
 _PARAMETER: Final = re.compile(r"[!-~]{1,256}")
 _WILDCARDS: Final = frozenset("*?[")
@@ -57,6 +58,13 @@ def _word(*words: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
+
+
+def _no_unit(text: str) -> str:
+    """Refuse what a ResourceSlice calls a unit."""
+    if _UNIT.fullmatch(text):
+        raise ValueError("expected a name that could not be a unit's, such as hgx")
+    return text
 
 
 def _pattern(text: str) -> str:
@@ -126,7 +134,9 @@ _Service = Annotated[
     str, _spelt(_SERVICE, "the full name of a systemd service, such as nvidia-dcgm.service")
 ]
 _Bundle = Annotated[
-    str, _spelt(_HANDLER, "at most 63 lower-case letters, digits and dashes, as a DNS label has")
+    str,
+    _spelt(_HANDLER, "at most 63 lower-case letters, digits and dashes, as a DNS label has"),
+    AfterValidator(_no_unit),
 ]
 _Resource = Annotated[str, _spelt(_RESOURCE, "vendor.tld/class, such as nvidia.com/pgpu")]
 
@@ -339,6 +349,7 @@ class BlueprintFile(Table):
     def _is_consistent(self) -> Self:
         for what, names in (
             ("pool", [pool.name for pool in self.pool]),
+            ("bundle", [pool.bundle for pool in self.pool if pool.bundle]),
             ("handler", [handler.name for handler in self.kata.handler]),
             ("runtime handler", self.runtime.names()),
         ):

@@ -22,6 +22,7 @@ from tests.kernel.fake import ROOT_PORT, FakeKernel
 from tests.passthrough import SETTINGS, journal_of
 from tests.plans import blueprints
 from tests.plans.blueprints import AT_MOST_TWO, GPUS, REST_TO_HOST, blueprint
+from tests.plans.claims import ON_CLAIM
 from tests.plans.files import GO, GO_CONFIG
 from tests.plans.virtuals import TWO
 
@@ -98,6 +99,15 @@ def available_and_the_handler_is_not_installed(root: Path) -> tuple[Facts, str]:
     world = World(nodes.single_gpu(root), blueprint(GPUS, GO))
     world.turn()
     return world.look(), nodes.GPU
+
+
+@situation
+def unclaimed(root: Path) -> tuple[Facts, str]:
+    """A claim brings it, and would wait for somebody."""
+    world = World(nodes.single_gpu(root), blueprint(ON_CLAIM, GO))
+    card = world.kernel.tree.show_device(nodes.GPU, "drm/card0", "dri/card0", "/dev/full")
+    with world.kernel.process("Xorg", card):
+        return world.look(word=world.word()), nodes.GPU
 
 
 @situation

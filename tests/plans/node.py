@@ -68,6 +68,8 @@ class Node:
         self._iommufd = iommufd
         self.kept = Order()
         """What is only reported when it drifts."""
+        self.claimed: frozenset[str] | None = None
+        """Units that claims are prepared for."""
         self.hung: tuple[Operation, ...] = ()
         self.systemd: Systemd | None = None
         self._held: dict[PciAddress, tuple[Holder, ...]] = {}
@@ -86,6 +88,7 @@ class Node:
             cdi_directory=CDI,
             failed=setbacks,
             kept=self.kept,
+            claimed=self.claimed,
         )
 
     def hold(self, address: str, command: str, device: str) -> None:
@@ -97,9 +100,9 @@ class Node:
         """Let everybody go."""
         self._held.clear()
 
-    def know(self, **changes: Any) -> None:
-        """Change what the ledger says of the GPU."""
-        entry = self.ledger.entry(nodes.GPU)
+    def know(self, unit: str = nodes.GPU, **changes: Any) -> None:
+        """Change what the ledger says of a unit."""
+        entry = self.ledger.entry(unit)
         assert entry is not None
         self.ledger = self.ledger.with_entry(replace(entry, **changes))
 
@@ -144,11 +147,11 @@ class Node:
             case MoveFile():
                 foreign_files.move(self.kernel.host, step)
             case CleanUnit():
-                self.know(is_used=False)
+                self.know(step.unit, is_used=False)
             case NoteUse():
-                self.know(is_used=True)
+                self.know(step.unit, is_used=True)
             case Quarantine():
-                self.know(quarantine=step.reason)
+                self.know(step.unit, quarantine=step.reason)
             case StopService() | StartService() | RestartService():
                 self._switch(step)
             case _:

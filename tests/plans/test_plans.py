@@ -14,13 +14,26 @@ from pathlib import Path
 import pytest
 
 from kata_gpu.model.plan import MoveGroup, Plan, Severity, text
-from tests.plans import care, files, history, selection, services, variants, virtuals, wiring
+from tests.plans import (
+    bundles,
+    care,
+    claims,
+    files,
+    history,
+    selection,
+    services,
+    variants,
+    virtuals,
+    wiring,
+)
 from tests.plans.node import SCENARIOS
 
 _GOLDEN = Path(__file__).parent
 _MEMORY = Path("/dev/shm")  # noqa: S108 - nodes are many small files, and gone at once
 _MODULES = (
+    bundles,
     care,
+    claims,
     files,
     history,
     selection,

@@ -53,12 +53,18 @@ def render(kind: str, devices: Mapping[str, tuple[str, ...]]) -> str | None:
 def without(content: str, names: Iterable[str]) -> str | None:
     """Return a spec of ours less the named devices; None when none is left.
 
-    What cannot be read as a spec names nothing that could be kept: None.
+    A bundle goes with the first of its units. What cannot be read as a spec names nothing that
+    could be kept: None.
     """
-    gone = set(names)
+    leaving = set(names)
     try:
         spec = json.loads(content)
-        spec["devices"] = [d for d in spec["devices"] if d["name"] not in gone]
+        gone = {node for d in spec["devices"] if d["name"] in leaving for node in _nodes(d)}
+        spec["devices"] = [
+            d
+            for d in spec["devices"]
+            if d["name"] not in leaving and (_is_unit(d) or gone.isdisjoint(_nodes(d)))
+        ]
         return _text(spec) if spec["devices"] else None
     except _NO_SPEC:
         return None
@@ -68,13 +74,20 @@ def published(content: str, name: str) -> tuple[str, ...]:
     """Return the nodes that a spec of ours gives the named device; empty when it has none."""
     try:
         found = next(
-            tuple(node["path"] for node in device["containerEdits"]["deviceNodes"])
-            for device in json.loads(content)["devices"]
-            if device["name"] == name
+            _nodes(device) for device in json.loads(content)["devices"] if device["name"] == name
         )
     except (*_NO_SPEC, StopIteration):
         return ()
     return found if all(isinstance(path, str) for path in found) else ()
+
+
+def _nodes(device: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(node["path"] for node in device["containerEdits"]["deviceNodes"])
+
+
+def _is_unit(device: Mapping[str, Any]) -> bool:
+    """Tell an address from the name of a bundle, which has no colon."""
+    return ":" in device["name"]
 
 
 def _device(name: str, paths: tuple[str, ...]) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from kata_gpu.plan.explanation.sections import sections, time
 __all__ = ["Case", "Facts", "choose", "explain"]
 
 IN_ORDER: Final = frozenset(
-    {UnitState.AVAILABLE, UnitState.IN_USE, UnitState.HOST, UnitState.IGNORED}
+    {
+        UnitState.AVAILABLE,
+        UnitState.IN_USE,
+        UnitState.UNCLAIMED,
+        UnitState.HOST,
+        UnitState.IGNORED,
+    }
 )
 """To be had, had, or where the blueprint wants it."""
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from kata_gpu.model.explanation import Said
+from kata_gpu.model.kubernetes import Door, driver_of
 from kata_gpu.model.plan import Severity
 from kata_gpu.model.unit import UnitState
 from kata_gpu.plan.explanation.case import Case, Facts
@@ -48,12 +49,12 @@ def _of_virtuals(facts: Facts, case: Case) -> Iterable[str]:
 
 def _ask(facts: Facts, case: Case) -> Iterable[str]:
     """Say how a pod gets it, and what will not work."""
-    resource = case.pool.resource if case.pool else None
     handlers = facts.blueprint.handlers
     names = " or ".join(handler.name for handler in handlers) or "one of Kata's"
+    asking, name = _asking(case)
     yield (
-        f"nothing: it is for a pod that asks for resource {resource}, with a runtimeClassName "
-        f"whose handler is {names} (CDI device {resource}={case.name})"
+        f"nothing: it is for a pod {asking}, with a runtimeClassName whose handler is {names} "
+        f"(CDI device {name})"
     )
     if not handlers:
         yield "name your Kata handlers in the blueprint, or set them up for cold-plug by hand"
@@ -61,6 +62,23 @@ def _ask(facts: Facts, case: Case) -> Iterable[str]:
     for finding in facts.plan.findings:
         if finding.subject in subjects:
             yield f"{finding.subject}: {finding.reason}; {finding.remedy}"
+
+
+def _asking(case: Case) -> tuple[str, str]:
+    """Return what such a pod has, and the CDI device that it gets."""
+    pool = case.pool
+    resource = pool.resource if pool else None
+    name = f"{resource}={case.name}"
+    match pool.door if pool else Door.NONE:
+        case Door.DRA:
+            return f"whose ResourceClaim gets {case.name} of {driver_of(case.functions)}", name
+        case Door.DEVICE_PLUGIN if pool and pool.bundle:
+            bundle = f"{resource}={pool.bundle}"
+            return f"that asks for resource {resource}, and gets all of {pool.bundle}", bundle
+        case Door.DEVICE_PLUGIN:
+            return f"that asks for resource {resource}", name
+        case _:
+            return "that somebody else gives it to", name
 
 
 def _let_go(_facts: Facts, case: Case) -> Iterable[str]:
@@ -129,6 +147,7 @@ def _at_once(facts: Facts, case: Case) -> Iterable[str]:
 _SIDES: Final[Mapping[UnitState, tuple[Callable[[Facts, Case], Iterable[str]], ...]]] = {
     UnitState.AVAILABLE: (_ask,),
     UnitState.IN_USE: (_let_go, _then_reset),
+    UnitState.UNCLAIMED: (_ask,),
     UnitState.PENDING: (_remedies, _next_turn),
     UnitState.WAITING: (_let_go, _again),
     UnitState.REFUSED: (_remedies, _again),

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from kata_gpu.model.blueprint import Mode
+from kata_gpu.model.blueprint import Mode, Pool
 from kata_gpu.model.explanation import ModuleUse, Said, Section
 from kata_gpu.model.iommu import Verdict
+from kata_gpu.model.kubernetes import Door
 from kata_gpu.model.ledger import LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciFunction
@@ -91,12 +92,22 @@ def _belonging(facts: Facts, case: Case) -> Iterable[str]:
             yield _passenger(case)
         others = ", ".join(str(f) for f in unit.functions if f != unit.primary)
         yield f"unit {unit.id} goes as a whole, with {others or 'no other function'}"
-        resource = f", as resource {pool.resource}" if pool.resource else ""
-        yield f"pool {pool.name} has it, with mode {pool.mode}{resource}"
+        yield f"pool {pool.name} has it, with mode {pool.mode}{_offered(pool)}"
     elif case.is_bridge:
         yield from _bridge(facts, case)
     elif function is not None:
         yield from _unselected(facts, case, function)
+
+
+def _offered(pool: Pool) -> str:
+    if pool.resource is None:
+        return ""
+    parts = {Door.DEVICE_PLUGIN: " as part of", Door.DRA: " beside"}
+    bundle = f"{parts.get(pool.door, '')} bundle {pool.bundle}" if pool.bundle else ""
+    doors = {Door.DEVICE_PLUGIN: "by the device plugin", Door.DRA: "through DRA"}
+    door = doors.get(pool.door)
+    how = f"offered to Kubernetes {door}{bundle}" if door else "not offered to Kubernetes"
+    return f", as resource {pool.resource}, {how}"
 
 
 def _passenger(case: Case) -> str:
@@ -238,6 +249,9 @@ def _published(facts: Facts, case: Case) -> Iterable[str]:
     if pool is None or pool.mode is not Mode.PASSTHROUGH or pool.resource is None:
         return
     path = cdi.path(facts.cdi_directory, pool.resource)
+    if not case.nodes and case.state is UnitState.UNCLAIMED:
+        yield f"a claim that asks for it brings it into {path}"
+        return
     if not case.nodes:
         yield f"it is not in {path}, so no pod can be given it"
         return
