@@ -1,0 +1,1 @@
+"""What Kubernetes is told of this node, and what is advised to it. Pure."""
