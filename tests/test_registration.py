@@ -1,9 +1,12 @@
 """A plugin stays registered, whatever becomes of kubelet, its directory and other agents."""
 
 import asyncio
+import random
 import shutil
 import socket
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -302,7 +305,52 @@ def test_what_a_killed_agent_left_is_removed_and_nothing_else(tmp_path: Path) ->
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("by_socket", [False, True], ids=["by-name", "by-socket"])
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_in_whatever_order_the_devices_are_there_in_the_end(
+    tmp_path: Path, seed: int, *, by_socket: bool
+) -> None:
+    chance = random.Random(seed)  # noqa: S311 - the same at each run
+
+    async def main() -> None:
+        async with (
+            kubelet(tmp_path, by_socket=by_socket) as manager,
+            AsyncExitStack() as others,
+            agent(tmp_path, *gpus(2), suffix="1") as ours,
+        ):
+            for number in range(8):
+                match chance.randrange(6):
+                    case 0:
+                        await manager.restart()
+                    case 1:
+                        await manager.stop(leaving_socket=True)
+                        await manager.start()
+                    case 2:
+                        (manager.directory / OURS).unlink(missing_ok=True)
+                    case 3 if manager.is_running(RESOURCE):
+                        await manager.forget(RESOURCE)
+                    case 4:
+                        await others.aclose()
+                        suffix = f"2{number}"
+                        await others.enter_async_context(agent(tmp_path, *gpus(2), suffix=suffix))
+                    case _:
+                        ours.has(gpu(0))
+                        ours.has(*gpus(2))
+                await asyncio.sleep(chance.uniform(0, 0.3))
+            await others.aclose()
+            await manager.until(lambda: manager.endpoint(RESOURCE) == OURS, "our registration")
+            await settled(manager)
+            await offered(manager)
+            assert manager.endpoint(RESOURCE) == OURS
+            await manager.admit("pod", "main", RESOURCE, 2)
+
+    asyncio.run(main())
+
+
 def test_suffixes_sort_by_the_time_at_which_they_were_made() -> None:
-    made = [new_suffix() for _ in range(100)]
-    assert made == sorted(made)
-    assert len(set(made)) == 100
+    made = []
+    for _ in range(20):
+        made.append(new_suffix())
+        time.sleep(0.0001)
+    assert made == sorted(set(made))
+    assert {len(suffix) for suffix in made} == {12}

@@ -134,7 +134,7 @@ class Registration:
                 self._patience.grow()
                 self._forget("its socket was removed; a new one is made")
             except (HostError, OSError) as error:
-                self._forget(str(error))
+                self._forget(str(error), logging.WARNING)
                 self._patience.grow()
                 await self._rest()
 
@@ -209,7 +209,8 @@ class Registration:
         except grpc.aio.AioRpcError as error:
             self._patience.grow()
             said = f"{error.code().name}: {error.details()}"
-            self._say(f"cannot register {self._plugin.resource} at {self._kubelet}: {said[:500]}")
+            problem = f"cannot register {self._plugin.resource} at {self._kubelet}: {said[:500]}"
+            self._say(problem, logging.WARNING)
         else:
             self._known = known
             self._registered()
@@ -227,15 +228,15 @@ class Registration:
             "registered %s with kubelet, for the %d. time", self.state.resource, self.state.count
         )
 
-    def _forget(self, why: str) -> None:
+    def _forget(self, why: str, level: int = logging.INFO) -> None:
         self._known = None
         self.state = replace(self.state, registered_at=None)
-        self._say(why)
+        self._say(why, level)
 
-    def _say(self, problem: str) -> None:
-        """Tell why it is not registered, once."""
+    def _say(self, problem: str, level: int = logging.INFO) -> None:
+        """Tell why it is not registered, once; kubelet's restart is nothing to warn of."""
         if problem != self.state.problem:
-            log.warning("%s is not registered: %s", self.state.resource, problem)
+            log.log(level, "%s is not registered: %s", self.state.resource, problem)
         self.state = replace(self.state, problem=problem)
 
     async def _rest(self) -> None:
@@ -292,7 +293,7 @@ class Registration:
 
 def new_suffix() -> str:
     """Return a suffix for this agent's sockets; those of later agents on this node sort last."""
-    return f"{time.clock_gettime_ns(time.CLOCK_BOOTTIME):015x}"
+    return f"{time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000:012x}"  # short: a socket's path is
 
 
 def _age(suffix: str) -> tuple[int, str]:
