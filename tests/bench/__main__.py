@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from tests.bench import bind, cdi, faults, imports, inventory, kata, kills, lanes, soak
+from tests.bench import bind, cdi, faults, imports, inventory, kata, kills, kubelet, lanes, soak
 
 _BENCHMARKS: dict[str, Callable[..., None]] = {
     "inventory": inventory.main,
@@ -12,6 +12,7 @@ _BENCHMARKS: dict[str, Callable[..., None]] = {
     "bind": bind.main,
     "cdi": cdi.main,
     "kills": kills.main,
+    "kubelet": kubelet.main,
     "soak": soak.main,
     "faults": faults.main,
     "lanes": lanes.main,

@@ -1,1 +1,1 @@
-"""A kubelet for the tests: real sockets, and the rules of the real one."""
+"""Kubelets for tests: over real sockets they do what kubelet does, and refuse what it refuses."""

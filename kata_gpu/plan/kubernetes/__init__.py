@@ -1,4 +1,4 @@
-"""Kubernetes: what it is told of this node's units. Pure."""
+"""What Kubernetes is told of this node's units, and what is advised to it. Pure."""
 
 from kata_gpu.plan.kubernetes.devices import devices
 

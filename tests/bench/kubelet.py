@@ -1,0 +1,261 @@
+"""An agent's device plugin against a kubelet, on a synthetic node with eight GPUs.
+
+The program that plays kubelet is Python as well, and its own share is in every figure: beside
+Allocate stands the round trip of a call that does nothing. The peers' figures are of another
+machine and of a driver written for them: a ratio to them says the order of magnitude, no more.
+"""
+
+import asyncio
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kata_gpu.publish.kubelet import sockets
+from kata_gpu.publish.kubelet.protos import device_plugin_v1beta1_pb2 as pb
+from tests import memory
+from tests.bench import timing
+from tests.bench.plugin_process import KUBELET, NODES, RESOURCE
+from tests.kubelet.device_manager import DeviceManager, kubelet
+
+_GPUS: Final = 8
+_STARTS: Final = {150: 5, 600: 3, 4096: 3}
+_CALLS: Final = 1000
+_FLAPS: Final = 40
+_RESTARTS: Final = 20
+_IDLE_S: Final = 12.0
+_BARE: Final = (sys.executable, "-c", "import grpc.aio")
+
+_PEERS: Final = ("kubevirt", "sandbox", "bare Python")
+"""Device plugins whose figures, in ms and medians, are those of another machine."""
+
+_THEIRS: Final[dict[str, tuple[float | None, ...]]] = {
+    "start to registered, 150 functions": (12, 435, 72),
+    "CPU until registered, 150 functions": (14, 429, 82),
+    "CPU until registered, 600 functions": (37, 7000, 97),
+    "CPU until registered, 4096 functions": (147, 57700, 137),
+    "Allocate 1 GPU p50": (0.112, 0.101, 0.272),
+    "Allocate 1 GPU p99": (0.339, 0.294, 0.571),
+    "Allocate 8 GPUs p50": (0.240, 0.104, 0.386),
+    "Allocate 8 GPUs p99": (0.593, 0.317, 0.540),
+    "node gone to Unhealthy": (0.33, 0.36, 0.44),
+    "node back to Healthy": (None, None, 0.52),  # which the two never find out
+    "kubelet back to registered": (2, 2, 9),  # of the first two, every third one takes 1 s
+    "resident memory, MiB": (14, 45, 36),
+    "idle CPU a minute": (0.07, 0.16, 18),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    process: asyncio.subprocess.Process
+    started_s: float
+
+
+def main() -> None:
+    """Print each figure, and what it is times each peer's."""
+    print(f"{'':37} {'ours':>12}  times {' '.join(f'{peer:>16}' for peer in _PEERS)}")
+    for size, rounds in _STARTS.items():
+        with tempfile.TemporaryDirectory(prefix="kata-gpu-bench-", dir=memory.folder()) as folder:
+            build(Path(folder), size)
+            asyncio.run(_starts(Path(folder), size, rounds))
+            if size == min(_STARTS):
+                asyncio.run(_services(Path(folder)))
+
+
+def _tell(what: str, value: float, *, note: str = "", unit: str = "ms") -> None:
+    theirs = _THEIRS.get(what, (None,) * len(_PEERS))
+    ratios = [f"{value / ms:.3g} of {ms:g}" if ms else "" for ms in theirs]
+    print(f"{what:37} {value:8.2f} {unit:4}       {' '.join(f'{r:>16}' for r in ratios)}  {note}")
+
+
+# What is measured
+
+
+async def _starts(root: Path, size: int, rounds: int) -> None:
+    bare, registered, listed, cpu = [], [], [], []
+    for _ in range(rounds):
+        bare.append(await asyncio.to_thread(timing.run_s, _BARE) * 1000)
+        async with kubelet(root / KUBELET) as manager, _agent(root) as child:
+            await _registered(manager, 0)
+            registered.append((time.perf_counter() - child.started_s) * 1000)
+            cpu.append(_cpu_ms(child.process.pid))
+            await _offered(manager, _GPUS)
+            listed.append((time.perf_counter() - child.started_s) * 1000)
+    _tell(f"start to registered, {size} functions", statistics.median(registered))
+    _tell(f"CPU until registered, {size} functions", statistics.median(cpu))
+    _tell("start to first list", statistics.median(listed))
+    _tell("(an interpreter that imports grpc)", statistics.median(bare))
+
+
+async def _services(root: Path) -> None:
+    async with kubelet(root / KUBELET) as manager, _agent(root) as child:
+        await _offered(manager, _GPUS)
+        await _allocations(manager)
+        await _flaps(manager, root)
+        await _restarts(manager)
+        await _idle(child.process.pid)
+
+
+async def _allocations(manager: DeviceManager) -> None:
+    client = sockets.Client(manager.directory / (manager.endpoint(RESOURCE) or ""))
+    ids = sorted(manager.lists[RESOURCE][-1])
+
+    async def nothing() -> None:
+        await client.ask(pb, "DevicePlugin.GetDevicePluginOptions", pb.Empty(), timeout_s=10)
+
+    def allocate(count: int) -> Callable[[], Awaitable[None]]:
+        wish = pb.ContainerAllocateRequest(devices_ids=ids[:count])
+        request = pb.AllocateRequest(container_requests=[wish])
+
+        async def call() -> None:
+            await client.ask(pb, "DevicePlugin.Allocate", request, timeout_s=10)
+
+        return call
+
+    calls = {
+        "a call that does nothing": nothing,
+        "Allocate 1 GPU": allocate(1),
+        "Allocate 8 GPUs": allocate(8),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(_CALLS):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            await call()
+            times[name].append((time.perf_counter() - started) * 1000)
+    await client.close()
+    for name, taken in times.items():
+        _tell(f"{name} p50", statistics.median(taken))
+        _tell(f"{name} p99", statistics.quantiles(taken, n=100)[98])
+
+
+async def _flaps(manager: DeviceManager, root: Path) -> None:
+    node = root / NODES / "1"
+    target = node.readlink()
+    gone, back = [], []
+    for _ in range(_FLAPS):
+        gone.append(await _taken(manager, node.unlink, _GPUS - 1))
+        back.append(await _taken(manager, lambda: node.symlink_to(target), _GPUS))
+    _tell("node gone to Unhealthy", statistics.median(gone), note=f"at most {max(gone):.1f}")
+    _tell("node back to Healthy", statistics.median(back), note=f"at most {max(back):.1f}")
+
+
+async def _taken(manager: DeviceManager, change: Callable[[], object], count: int) -> float:
+    started = time.perf_counter()
+    change()
+    await _offered(manager, count)
+    return (time.perf_counter() - started) * 1000
+
+
+async def _restarts(manager: DeviceManager) -> None:
+    taken = []
+    for _ in range(_RESTARTS):
+        await manager.stop()
+        await asyncio.sleep(0.05)
+        before = len(manager.registrations)
+        await manager.start()
+        started = time.perf_counter()
+        await _registered(manager, before)
+        taken.append((time.perf_counter() - started) * 1000)
+        await _offered(manager, _GPUS)
+    slow = sum(ms > 500 for ms in taken)
+    note = f"{slow} of {_RESTARTS} took more than 0.5 s"
+    _tell("kubelet back to registered", statistics.median(taken), note=note)
+
+
+async def _idle(pid: int) -> None:
+    await asyncio.sleep(1.0)
+    before = _cpu_ms(pid)
+    await asyncio.sleep(_IDLE_S)
+    _tell("idle CPU a minute", (_cpu_ms(pid) - before) * 60 / _IDLE_S)
+    status = Path(f"/proc/{pid}/status").read_text()
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    _tell("resident memory, MiB", int(fields["VmRSS"].split()[0]) / 1024, unit="MiB")
+    _tell("threads", int(fields["Threads"]), unit="")
+
+
+def _cpu_ms(pid: int) -> float:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
+
+
+async def _registered(manager: DeviceManager, before: int) -> None:
+    await manager.until(lambda: len(manager.registrations) > before)
+
+
+async def _offered(manager: DeviceManager, count: int) -> None:
+    await manager.until(
+        lambda: manager.is_running(RESOURCE) and manager.allocatable(RESOURCE) == count
+    )
+
+
+@asynccontextmanager
+async def _agent(root: Path) -> AsyncIterator[_Child]:
+    started = time.perf_counter()
+    argv = (sys.executable, "-m", "tests.bench.plugin_process", str(root))
+    process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL)
+    try:
+        yield _Child(process, started)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+
+
+# The node
+
+
+def build(root: Path, size: int) -> None:
+    """Make a node of *size* functions: eight GPUs on vfio-pci, each below a port; NICs else."""
+    devices, nodes = root / "sys/bus/pci/devices", root / NODES
+    for folder in (devices, nodes, root / "proc/sys/kernel", root / KUBELET):
+        folder.mkdir(parents=True)
+    for name in ("bus/pci/drivers/vfio-pci", "bus/pci/drivers/mlx5_core", "class/iommu/dmar0"):
+        (root / "sys" / name).mkdir(parents=True)
+    (root / "proc/sys/kernel/osrelease").write_text("6.12.0\n")
+    for number in range(_GPUS):
+        bridge = f"devices/pci0000:{number:02x}/0000:{number:02x}:01.0"
+        _function(root / "sys", bridge, group=100 + number, class_code="0x060400")
+        gpu = f"{bridge}/0000:{number + 0x40:02x}:00.0"
+        _function(root / "sys", gpu, group=number, class_code="0x030200", driver="vfio-pci")
+        (nodes / str(number)).symlink_to("/dev/null")
+    for number in range(size - 2 * _GPUS):
+        domain, slot = divmod(number, 8192)
+        bus = f"{domain + 1:04x}:{slot // 32:02x}"
+        nic = f"devices/pci{bus}/{bus}:{slot % 32:02x}.0"
+        _function(root / "sys", nic, group=200 + number, class_code="0x020000", driver="mlx5_core")
+
+
+def _function(sys_: Path, at: str, *, group: int, class_code: str, driver: str = "") -> None:
+    folder = sys_ / at
+    folder.mkdir(parents=True)
+    texts = {"vendor": "0x10de", "device": "0x2330", "class": class_code}
+    if class_code != "0x020000":
+        texts |= {
+            "subsystem_vendor": "0x10de",
+            "subsystem_device": "0x16c1",
+            "revision": "0xa1",
+            "driver_override": "vfio-pci",
+            "numa_node": "0",
+            "resource": "\n".join(13 * [" ".join(3 * ["0x0000000000000000"])]),
+            "reset_method": "flr bus",
+            "power_state": "D0",
+        }
+        (folder / "config").write_bytes(bytes(4096))
+    for name, text in texts.items():
+        (folder / name).write_text(f"{text}\n")
+    if driver:
+        (folder / "driver").symlink_to(sys_ / "bus/pci/drivers" / driver)
+    members = sys_ / f"kernel/iommu_groups/{group}/devices"
+    members.mkdir(parents=True)
+    (members / folder.name).symlink_to(folder)
+    (folder / "iommu_group").symlink_to(members.parent)
+    link = sys_ / "bus/pci/devices" / folder.name
+    link.symlink_to(os.path.relpath(folder, link.parent))
