@@ -1,0 +1,1 @@
+"""What Kubernetes is told of this node, as plain documents. Pure."""
