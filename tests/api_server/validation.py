@@ -166,8 +166,8 @@ def _attribute_faults(name: str, value: Mapping[str, Any]) -> Iterator[str]:
         return
     kind: str = next(iter(value))
     held: Any = value[kind]
-    types: dict[str, type] = {"bool": bool, "int": int, "string": str, "version": str}
-    if not isinstance(held, types[kind]) or (kind == "int" and isinstance(held, bool)):
+    types = {"bool": "bool", "int": "int", "string": "str", "version": "str"}
+    if type(held).__name__ != types[kind]:
         yield f"attributes[{name}].{kind}: Invalid type: {held!r}"
     elif kind == "int" and not -(2**63) <= held < 2**63:
         yield f"attributes[{name}].int: Invalid value: {held}"

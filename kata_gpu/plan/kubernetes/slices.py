@@ -158,14 +158,14 @@ def semantic_version(text: str) -> str | None:
 
     Drivers and kernels have numbers with zeros before them, or but two: ``580.95.05``.
     """
-    match = _NUMBERS.fullmatch(text)
+    match = _NUMBERS.fullmatch(text[: TEXT_MAX_BYTES + 1])
     if match is None or not text.isascii():
         return None
     *numbers, rest = match.groups()
     if not _SEMVER_REST.fullmatch(rest):
         return None
     version = ".".join(str(int(number or 0)) for number in numbers) + rest
-    return version if len(version) <= TEXT_MAX_BYTES else None
+    return version if max(len(version), len(text)) <= TEXT_MAX_BYTES else None
 
 
 def quantity(size: int) -> str:

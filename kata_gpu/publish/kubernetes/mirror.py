@@ -56,5 +56,5 @@ class Mirror:
 
 
 def _number(version: str) -> int:
-    """Return a version to compare by, which the API allows within a resource; 0 for a strange one."""
+    """Return a version to compare by, as the API allows for one resource; 0 for a strange one."""
     return int(version) if version.isascii() and version.isdigit() else 0

@@ -1,5 +1,6 @@
 """How fast an agent may be, given that the same agent runs on every node of the cluster."""
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -7,6 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from kata_gpu.publish.kubernetes.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+_FORGETS_AFTER_S: Final = 120.0
+"""What worked for so long may fail anew, as if it were the first time."""
 
 _RANDOM: Final = random.SystemRandom()
 
@@ -38,20 +44,38 @@ class Pacing:
 
 
 class BackOff:
-    """Longer and longer pauses, until something succeeds."""
+    """Longer and longer pauses until something succeeds; says once what is wrong."""
 
     def __init__(self, pacing: Pacing) -> None:
         self._pacing = pacing
         self._failures = 0
+        self._forgets_at_s = 0.0
+        self.trouble: str | None = None
+        """What went wrong last; None when it works."""
+
+    def works(self) -> None:
+        """Say that it works again, if it did not; the next pause is no shorter for that."""
+        if self.trouble is not None:
+            log.info("it works again; before: %s", self.trouble)
+        self.trouble = None
 
     def succeeded(self) -> None:
         """Begin with the shortest pause again."""
+        self.works()
         self._failures = 0
 
     def failed(self, error: ApiError) -> float:
         """Return how long to wait now; never less than the server asked for."""
+        now_s = self._pacing.now()
+        if now_s >= self._forgets_at_s:
+            self._failures = 0
         longest_s = self._pacing.retry_max_s
-        pause_s = min(self._pacing.retry_s * 2 ** min(self._failures, 30), longest_s)
-        self._failures += 1
+        grown_s = min(self._pacing.retry_s * 2.0 ** min(self._failures, 30), longest_s)
         asked_s = min(error.retry_after_s or 0.0, longest_s)
-        return asked_s + pause_s * _RANDOM.uniform(0.5, 1.0)
+        pause_s = asked_s + grown_s * _RANDOM.uniform(0.5, 1.0)
+        self._failures += 1
+        self._forgets_at_s = now_s + pause_s + _FORGETS_AFTER_S
+        if str(error) != self.trouble:
+            log.warning("%s; trying again in %.0f s", error, pause_s)
+        self.trouble = str(error)
+        return pause_s

@@ -70,8 +70,11 @@ class SlicePublisher:
         self._not_before_s = 0.0
         self._reading = BackOff(self._pacing)
         self._writing = BackOff(self._pacing)
-        self.trouble: str | None = None
-        """Why what is published is not what it should be; None when it is, or before."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why what is published may not be what it should be; None when it is."""
+        return self._writing.trouble or self._reading.trouble
 
     def update(self, devices: Sequence[Device]) -> None:
         """Have these devices published; those of other drivers and doors are passed over."""
@@ -87,17 +90,11 @@ class SlicePublisher:
         while True:
             try:
                 await self._look()
-                self._reading.succeeded()
+                self._is_wanted = True
+                self._reading.works()
                 await self._follow()
-            except ExpiredError:
-                log.debug("list the ResourceSlices of %s again", self._driver)
             except ApiError as error:
-                await self._pause(error)
-
-    async def _pause(self, error: ApiError) -> None:
-        pause_s = self._reading.failed(error)
-        self._complain(error, pause_s)
-        await asyncio.sleep(pause_s)
+                await asyncio.sleep(self._reading.failed(error))
 
     async def _look(self) -> None:
         """Learn who this node is, and which slices it has now."""
@@ -118,7 +115,6 @@ class SlicePublisher:
         self._identity = NodeIdentity(name=self._node, uid=str(node["metadata"]["uid"]))
         self._mirror.reset(listing.items, listing.version)
         self._is_stale = False
-        self._is_wanted = True
 
     async def _follow(self) -> None:
         """Hold the slices to the devices, one watch after another, until a list is needed."""
@@ -135,15 +131,19 @@ class SlicePublisher:
             finally:
                 watch.close()
             if isinstance(watch.failure, ExpiredError):
-                raise watch.failure
-            if watch.failure is not None:
-                await self._pause(watch.failure)
+                log.debug("list the ResourceSlices of %s again", self._driver)
+                await self._look()
+                self._is_wanted = True
+            elif watch.failure is not None:
+                await asyncio.sleep(self._reading.failed(watch.failure))
             else:
                 self._reading.succeeded()
 
     async def _hold(self, watch: Watch) -> None:
         while True:
             self._wake.clear()
+            if watch.is_begun:
+                self._reading.works()
             is_over = watch.is_over  # first: what is told before the end is taken
             for event in watch.take():
                 self._reading.succeeded()
@@ -192,18 +192,14 @@ class SlicePublisher:
             if changes.creates:  # what is not known to be there may be there all the same
                 await self._look()
                 changes = self._plan()
-            self._is_wanted = False
             await self._write(changes)
         except ApiError as error:
-            pause_s = self._writing.failed(error)
-            self._complain(error, pause_s)
             self._is_wanted = True
             self._is_stale = not isinstance(error, TooManyRequestsError)
-            self._not_before_s = self._pacing.now() + pause_s
+            self._not_before_s = self._pacing.now() + self._writing.failed(error)
         else:
             self._writing.succeeded()
             self._not_before_s = 0.0
-            self._recover()
 
     def _plan(self) -> SliceChanges:
         if self._identity is None:
@@ -258,14 +254,3 @@ class SlicePublisher:
                 "the API server does not keep %s of ResourceSlices; is a feature gate off?",
                 ", ".join(new),
             )
-
-    def _complain(self, error: ApiError, pause_s: float) -> None:
-        """Say once what is wrong, as long as it is the same."""
-        if str(error) != self.trouble:
-            log.warning("%s; trying again in %.0f s", error, pause_s)
-        self.trouble = str(error)
-
-    def _recover(self) -> None:
-        if self.trouble is not None:
-            log.info("ResourceSlices of %s are as they should be again", self._driver)
-        self.trouble = None

@@ -37,6 +37,9 @@ class Watch:
         self.failure: ApiError | None = None
         """Why it ended; None while it runs, and when the server ended it in its time."""
 
+        self.is_begun = False
+        """Whether the server agreed to tell."""
+
         self.is_over = False
 
     def start(self) -> None:
@@ -85,6 +88,8 @@ class Watch:
     def _hear(self, response: Any) -> None:
         if response.status != 200:  # noqa: PLR2004 - success
             raise self._refusal(response.status, response.read(_LINE_MAX_BYTES))
+        self.is_begun = True
+        self._wake()
         for line in _lines(response):
             if self._is_closed:
                 return
