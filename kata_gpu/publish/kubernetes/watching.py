@@ -1,0 +1,116 @@
+"""One watch: lines of JSON that come when something happens, read in a thread of its own.
+
+The library's own watch gives up its thread only when the server says something. This one
+shuts the connection's reading side down, on which a read that waits for it ends.
+"""
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+from kata_gpu.publish.kubernetes.errors import ApiError, ExpiredError
+
+_LINE_MAX_BYTES: Final = 16 * 1024 * 1024
+_GONE: Final = 410
+
+
+class Watch:
+    """What the server tells, to be taken on the loop; closed, it tells nothing more."""
+
+    def __init__(
+        self,
+        begin: Callable[[], Any],
+        wake: Callable[[], None],
+        end: Callable[["Watch"], None],
+    ) -> None:
+        self._begin = begin
+        self._wake = wake
+        self._end = end
+        self._told: deque[dict[str, Any]] = deque()
+        self._response: Any = None
+        self._guard = threading.Lock()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._read, name="watch", daemon=True)
+        self.failure: ApiError | None = None
+        """Why it ended; None while it runs, and when the server ended it in its time."""
+
+        self.is_begun = False
+        """Whether the server agreed to tell."""
+
+        self.is_over = False
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def take(self) -> Iterator[dict[str, Any]]:
+        """Return what was told since: each with ``type`` and ``object``."""
+        while self._told:
+            yield self._told.popleft()
+
+    def close(self) -> None:
+        """End it, also while nothing is told. Any number of times."""
+        with self._guard:
+            self._is_closed = True
+            response, self._response = self._response, None
+        if response is not None:
+            with suppress(Exception):  # it may have ended meanwhile, in any way
+                response.shutdown()
+        self._end(self)
+
+    def _read(self) -> None:
+        try:
+            response = self._begin()
+            with self._guard:
+                is_wanted = not self._is_closed
+                self._response = response if is_wanted else None
+            try:
+                if is_wanted:
+                    self._hear(response)
+            finally:
+                response.close()
+        except ApiError as error:
+            self.failure = error
+        except Exception as error:  # noqa: BLE001 - the top of this thread; who takes is told
+            self.failure = ApiError(f"cannot watch ResourceSlices: {error}")
+        self._is_over_now()
+
+    def _is_over_now(self) -> None:
+        with self._guard:
+            self._response = None
+        self.is_over = True
+        self._end(self)
+        self._wake()
+
+    def _hear(self, response: Any) -> None:
+        if response.status != 200:  # noqa: PLR2004 - success
+            raise self._refusal(response.status, response.read(_LINE_MAX_BYTES))
+        self.is_begun = True
+        self._wake()
+        for line in _lines(response):
+            if self._is_closed:
+                return
+            event = json.loads(line)
+            if event.get("type") == "ERROR":
+                status = event.get("object") or {}
+                raise self._refusal(int(status.get("code") or 0), json.dumps(status).encode())
+            self._told.append(event)
+            self._wake()
+
+    def _refusal(self, status: int, raw: bytes) -> ApiError:
+        kind = ExpiredError if status == _GONE else ApiError
+        text = raw[:500].decode(errors="replace")
+        return kind(f"cannot watch ResourceSlices: {status}: {text}")
+
+
+def _lines(response: Any) -> Iterator[bytes]:
+    """Yield whole lines as they come."""
+    rest = b""
+    for chunk in response.stream(amt=None, decode_content=True):
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line for line in whole if line.strip())
+        if len(rest) > _LINE_MAX_BYTES:
+            raise ApiError(f"cannot watch: an event has more than {_LINE_MAX_BYTES} bytes")

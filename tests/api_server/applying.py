@@ -1,0 +1,108 @@
+"""Server-side apply, as far as an agent may use it: a node's labels, and entries of its own
+in ``status.devices`` of a claim.
+
+A manager owns what it applied. What it owned and applies no more goes, unless another manager
+owns it too; what another owns with another value is a conflict unless it is forced.
+
+Source: kubernetes.io, Server-Side Apply; pkg/registry/resource/utils.go for who may write what.
+"""
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from tests.api_server.store import Json, Key, Refusal
+from tests.api_server.validation import device_key, label_faults, status_device_faults
+
+_ENTRY_KEYS: Final = ("driver", "pool", "device")
+
+
+class Owners:
+    """Which manager owns which field of which object."""
+
+    def __init__(self) -> None:
+        self._owned: dict[tuple[Key, str], dict[Any, Any]] = {}
+
+    def merge(
+        self,
+        key: Key,
+        manager: str,
+        wanted: Mapping[Any, Any],
+        have: Mapping[Any, Any],
+        *,
+        is_forced: bool,
+    ) -> dict[Any, Any]:
+        """Return *have* with what *manager* wants in it, and remember that it is theirs."""
+        theirs = {
+            field: other
+            for (where, other), owned in self._owned.items()
+            for field in owned
+            if where == key and other != manager
+        }
+        for field, value in wanted.items():
+            is_contested = field in have and have[field] != value and field in theirs
+            if is_contested and not is_forced:
+                raise Refusal(409, "Conflict", f"Apply failed: conflict with {theirs[field]!r}")
+        before = self._owned.get((key, manager), {})
+        gone = [field for field in before if field not in wanted and field not in theirs]
+        self._owned[(key, manager)] = dict(wanted)
+        return {**{f: v for f, v in have.items() if f not in gone}, **wanted}
+
+    def claim(self, key: Key, manager: str, fields: Collection[Any]) -> None:
+        """Have *manager* own fields that it did not apply: who created them owns them."""
+        self._owned.setdefault((key, manager), {}).update(dict.fromkeys(fields))
+
+
+def node_labels(
+    stored: Json, body: Json, owners: Owners, key: Key, manager: str, *, is_forced: bool
+) -> Json:
+    """Return the node with the labels that *body* applies; it may be about nothing else."""
+    metadata = body.get("metadata") or {}
+    extra = {*body} - {"apiVersion", "kind", "metadata"} | {*metadata} - {"name", "labels"}
+    if extra:
+        raise Refusal(403, "Forbidden", f"an agent may apply labels only, not {sorted(extra)}")
+    wanted = metadata.get("labels") or {}
+    faults = list(label_faults(wanted))
+    if faults:
+        raise Refusal(422, "Invalid", "; ".join(faults))
+    after = copy.deepcopy(stored)
+    have = after["metadata"].get("labels") or {}
+    after["metadata"]["labels"] = owners.merge(key, manager, wanted, have, is_forced=is_forced)
+    return after
+
+
+def claim_status(
+    stored: Json,
+    body: Json,
+    owners: Owners,
+    key: Key,
+    manager: str,
+    *,
+    is_forced: bool,
+    drivers: Collection[str],
+) -> Json:
+    """Return the claim with the entries that *body* applies, if they are its author's."""
+    wanted: dict[Any, Any] = {}
+    for entry in (body.get("status") or {}).get("devices") or ():
+        if not all(entry.get(field) for field in _ENTRY_KEYS):
+            raise Refusal(400, "BadRequest", "an entry lacks one of driver, pool and device")
+        if device_key(entry) in wanted:
+            raise Refusal(422, "Invalid", f"duplicate entries for key {device_key(entry)}")
+        wanted[device_key(entry)] = entry
+    after = copy.deepcopy(stored)
+    status = after.setdefault("status", {})
+    have = {device_key(entry): entry for entry in status.get("devices") or ()}
+    merged = owners.merge(key, manager, wanted, have, is_forced=is_forced)
+    for entry in {*have, *merged}:
+        if have.get(entry) != merged.get(entry) and entry[0] not in drivers:
+            raise Refusal(
+                403,
+                "Forbidden",
+                f"not permitted to modify devices of driver {entry[0]}: "
+                f"associated-node:patch on resourceclaims/driver is required",
+            )
+    status["devices"] = list(merged.values())
+    faults = status_device_faults(after)
+    if faults:
+        raise Refusal(422, "Invalid", "; ".join(faults))
+    return after

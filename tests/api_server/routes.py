@@ -1,0 +1,254 @@
+"""What each path of the API server of tests answers."""
+
+import copy
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.api_server import applying, validation
+from tests.api_server.store import Json, Key, Refusal
+
+if TYPE_CHECKING:
+    from tests.api_server import ApiServer, Request
+
+_PATHS: Final = re.compile(
+    r"/(?:api/v1|apis/(?P<group>[a-z0-9.]+)/v1)(?:/namespaces/(?P<namespace>[^/]+))?"
+    r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>status))?"
+)
+_GROUPS: Final = {
+    "nodes": None,
+    "resourceslices": "resource.k8s.io",
+    "resourceclaims": "resource.k8s.io",
+    "events": "events.k8s.io",
+}
+_NAMESPACED: Final = {"resourceclaims", "events"}
+_SELECTABLE: Final = {"spec.driver", "spec.nodeName", "metadata.name"}
+_PREFIX_MAX: Final = 58
+_APPLY: Final = "application/apply-patch+yaml"
+_MERGE: Final = "application/merge-patch+json"
+
+_suffixes: Final = (f"{number:05x}" for number in itertools.count(0x2BCDF))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request that was read to its end."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    content_type: str
+    body: Any
+
+    def request(self, status: int) -> "Request":
+        from tests.api_server import Request  # noqa: PLC0415 - it is above this module
+
+        return Request(
+            method=self.method, path=self.path, query=self.query, status=status, body=self.body
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    resource: str
+    namespace: str
+    name: str | None
+    sub: str | None
+
+    @property
+    def key(self) -> Key:
+        return (self.resource, self.namespace, self.name or "")
+
+
+def answer(api: "ApiServer", asked: Asked) -> tuple[int, Json]:
+    """Do what is asked, and return the status and the document of the answer."""
+    place = _place(api, asked)
+    chosen = _HANDLERS.get((asked.method, place.resource, place.sub))
+    if chosen is None:
+        raise Refusal(405, "MethodNotAllowed", f"an agent does not {asked.method} {asked.path}")
+    with api.store.changed:
+        return chosen(api, asked, place)
+
+
+def _place(api: "ApiServer", asked: Asked) -> _Place:
+    match = _PATHS.fullmatch(asked.path)
+    resource = match["resource"] if match else ""
+    if match is None or resource not in _GROUPS or _GROUPS[resource] != match["group"]:
+        raise Refusal(404, "NotFound", "404 page not found")
+    if match["group"] == "resource.k8s.io" and not api.has_dra:
+        raise Refusal(404, "NotFound", "404 page not found")
+    if (match["namespace"] is not None) != (resource in _NAMESPACED):
+        raise Refusal(404, "NotFound", "404 page not found")
+    return _Place(
+        resource=resource,
+        namespace=match["namespace"] or "",
+        name=match["name"],
+        sub=match["sub"],
+    )
+
+
+def collection(api: "ApiServer", asked: Asked) -> tuple[str, Callable[[Json], bool]]:
+    """Return the resource that a list or watch is about, and which of its objects."""
+    place = _place(api, asked)
+    if place.resource != "resourceslices" or place.name:
+        raise Refusal(403, "Forbidden", f"an agent may not list {place.resource}")
+    conditions = list(_conditions(asked.query.get("fieldSelector", "")))
+    if not any(field == "spec.nodeName" for field, _ in conditions):
+        raise Refusal(403, "Forbidden", "an agent asks for slices of its own node alone")
+    return place.resource, lambda found: all(_field(found, f) == v for f, v in conditions)
+
+
+def _conditions(selector: str) -> Iterator[tuple[str, str]]:
+    for part in filter(None, selector.split(",")):
+        field, _, value = part.replace("==", "=").partition("=")
+        if field not in _SELECTABLE:
+            raise Refusal(400, "BadRequest", f"field label not supported: {field}")
+        yield field, value
+
+
+def _field(found: Json, path: str) -> object:
+    value: Any = found
+    for part in path.split("."):
+        value = value.get(part) or {}
+    return value or ""
+
+
+def _read(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
+    if place.name:
+        return 200, api.store.get(place.key)
+    resource, wants = collection(api, asked)
+    items = [found for found in api.store.all(resource) if wants(found)]
+    for item in items:  # as in the lists of the real one
+        del item["apiVersion"], item["kind"]
+    return 200, {
+        "kind": "ResourceSliceList",
+        "apiVersion": "resource.k8s.io/v1",
+        "metadata": {"resourceVersion": str(api.store.version)},
+        "items": items,
+    }
+
+
+def _create_slice(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
+    body = _checked(asked.body)
+    metadata = body["metadata"]
+    name = metadata.get("name") or f"{metadata['generateName'][:_PREFIX_MAX]}{next(_suffixes)}"
+    return 201, api.store.create((place.resource, "", name), _as_stored(api, body))
+
+
+def _replace_slice(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
+    body = _checked(asked.body)
+    before = api.store.get(place.key)
+    if body["metadata"].get("name") != place.name:
+        raise Refusal(400, "BadRequest", "the name of the object does not match the URL")
+    for path in ("driver", "nodeName"):
+        if body["spec"].get(path) != before["spec"].get(path):
+            raise Refusal(422, "Invalid", f"spec.{path}: Invalid value: field is immutable")
+    if body["spec"]["pool"]["name"] != before["spec"]["pool"]["name"]:
+        raise Refusal(422, "Invalid", "spec.pool.name: Invalid value: field is immutable")
+    kept = {f: before["metadata"][f] for f in ("generateName",) if f in before["metadata"]}
+    body["metadata"] = {**kept, **body["metadata"]}
+    return 200, api.store.replace(place.key, _as_stored(api, body))
+
+
+def _checked(body: Any) -> Json:
+    faults = validation.slice_faults(body)
+    if faults:
+        raise Refusal(422, "Invalid", f"ResourceSlice is invalid: {'; '.join(faults)}")
+    return copy.deepcopy(dict(body))
+
+
+def _as_stored(api: "ApiServer", body: Json) -> Json:
+    """Return a slice without empty lists and disabled fields, and with times for its taints."""
+    spec = {k: v for k, v in body["spec"].items() if v not in ([], None) and k not in api.dropped}
+    if "devices" in spec:
+        spec["devices"] = [
+            {key: value for key, value in device.items() if key not in api.dropped}
+            for device in spec["devices"]
+        ]
+    for device in spec.get("devices", ()):
+        for taint in device.get("taints", ()):
+            taint.setdefault("timeAdded", "2026-01-01T00:00:00Z")
+    return {**body, "spec": spec}
+
+
+def _delete(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
+    preconditions = (asked.body or {}).get("preconditions") or {}
+    api.store.delete(place.key, preconditions)
+    return 200, {"kind": "Status", "apiVersion": "v1", "status": "Success"}
+
+
+def _patch(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
+    """Apply on the server's side a node's labels or the entries in a claim's status."""
+    manager, is_forced = _manager(asked)
+    stored = api.store.get(place.key)
+    body = asked.body
+    if (body.get("apiVersion"), body.get("kind")) != (stored["apiVersion"], stored["kind"]):
+        raise Refusal(400, "BadRequest", "apiVersion and kind must be those of the object")
+    meant = body.get("metadata") or {}
+    if meant.get("name") != place.name:
+        raise Refusal(400, "BadRequest", "the name of the object does not match the URL")
+    if meant.get("uid") not in {None, stored["metadata"]["uid"]}:
+        raise Refusal(409, "Conflict", f"Precondition failed: UID {meant['uid']}")
+    owners = api.owners
+    if place.resource == "nodes":
+        after = applying.node_labels(stored, body, owners, place.key, manager, is_forced=is_forced)
+    else:
+        after = applying.claim_status(
+            *(stored, body, owners, place.key, manager), is_forced=is_forced, drivers=api.drivers
+        )
+    return 200, api.store.replace(place.key, after)
+
+
+def _manager(asked: Asked) -> tuple[str, bool]:
+    if asked.content_type != _APPLY:
+        raise Refusal(415, "UnsupportedMediaType", f"an agent applies with {_APPLY} only")
+    if not asked.query.get("fieldManager"):
+        raise Refusal(400, "BadRequest", "PatchOptions: fieldManager: Required value")
+    return asked.query["fieldManager"], asked.query.get("force") in {"true", "True"}
+
+
+def _create_event(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
+    faults = validation.event_faults(asked.body)
+    if faults:
+        raise Refusal(422, "Invalid", f"Event is invalid: {'; '.join(faults)}")
+    if asked.body["metadata"]["namespace"] != place.namespace:
+        raise Refusal(400, "BadRequest", "the namespace does not match the URL")
+    key = (place.resource, place.namespace, asked.body["metadata"]["name"])
+    return 201, api.store.create(key, asked.body)
+
+
+def _patch_event(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
+    if asked.content_type != _MERGE:
+        raise Refusal(415, "UnsupportedMediaType", f"use {_MERGE}")
+    before = api.store.get(place.key)
+    after = _merged(before, asked.body)
+    faults = validation.event_update_faults(before, after)
+    if faults:
+        raise Refusal(422, "Invalid", f"Event is invalid: {'; '.join(faults)}")
+    return 200, api.store.replace(place.key, after)
+
+
+def _merged(before: Any, patch: Any) -> Any:
+    if not isinstance(patch, dict) or not isinstance(before, dict):
+        return patch
+    changed = {k: _merged(before.get(k, {}), v) for k, v in patch.items() if v is not None}
+    return {**{k: v for k, v in before.items() if k not in patch}, **changed}
+
+
+_Handler = Callable[["ApiServer", Asked, _Place], tuple[int, Json]]
+
+_HANDLERS: Final[dict[tuple[str, str, str | None], _Handler]] = {
+    ("GET", "nodes", None): _read,
+    ("PATCH", "nodes", None): _patch,
+    ("GET", "resourceclaims", None): _read,
+    ("PATCH", "resourceclaims", "status"): _patch,
+    ("GET", "resourceslices", None): _read,
+    ("POST", "resourceslices", None): _create_slice,
+    ("PUT", "resourceslices", None): _replace_slice,
+    ("DELETE", "resourceslices", None): _delete,
+    ("POST", "events", None): _create_event,
+    ("PATCH", "events", None): _patch_event,
+}
+"""By method, resource and subresource: what the agent's role allows."""
