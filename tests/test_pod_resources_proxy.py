@@ -22,20 +22,9 @@ from kata_gpu.publish.kubelet.pod_resources import Limits, Proxy
 from kata_gpu.publish.kubelet.protos import pod_resources_v1_pb2 as api
 from kata_gpu.publish.kubelet.sockets import Client
 from tests.kubelet.pod_resources import PodResources, claim, container, device
+from tests.pods import OURS, PGPU, SWITCH, cdi_names, gpu_claim
 
 PATIENCE_S: Final = 20.0
-PGPU: Final = "nvidia.com/pgpu"
-SWITCH: Final = "nvidia.com/nvswitch"
-NAMES: Final = {
-    (GPU_DRIVER, "node-a", "0000-41-00-0"): (f"{PGPU}=0000:41:00.0",),
-    (GPU_DRIVER, "node-a", "0000-81-00-0"): (f"{PGPU}=0000:81:00.0",),
-    (FABRIC_DRIVER, "node-a", "switches"): (f"{SWITCH}=0000:c1:00.0", f"{SWITCH}=0000:c0:00.0"),
-}
-OURS: Final = Ours(
-    drivers=frozenset({GPU_DRIVER, FABRIC_DRIVER}),
-    kinds=frozenset({PGPU, SWITCH}),
-    names=lambda *key: NAMES.get(key, ()),
-)
 USUAL: Final = Limits()
 UNKNOWN_FIELD: Final = b"\xfa\x07\x05later"  # number 127, five bytes
 
@@ -100,21 +89,6 @@ def play(
             await client.close()
 
     asyncio.run(asyncio.wait_for(main(), 3 * PATIENCE_S))
-
-
-def cdi_names(pod: Any) -> list[str]:
-    """Return the names that Kata makes of an answer."""
-    return [
-        f"{devices.resource_name}={id_}"
-        for part in pod.containers
-        for devices in part.devices
-        for id_ in devices.device_ids
-    ]
-
-
-def gpu_claim(*names: str) -> Any:
-    devices = [(name, NAMES[GPU_DRIVER, "node-a", name]) for name in names]
-    return claim("gpus", GPU_DRIVER, devices)
 
 
 # What is added
