@@ -279,21 +279,21 @@ def test_the_guardian_is_known_by_its_name(way: Detour) -> None:
 
 
 def test_a_name_is_one_agents_own() -> None:
-    assert len({detour.own_socket("/run/kata-gpu", "pod-resources") for _ in range(100)}) == 100
+    assert len({detour.own_socket("/run/kata-gpu") for _ in range(100)}) == 100
 
 
 def test_dead_sockets_are_swept_and_nothing_else(tmp_path: Path) -> None:
-    live, dead = (detour.own_socket(str(tmp_path), "pod-resources") for _ in range(2))
+    live, dead = (detour.own_socket(str(tmp_path)) for _ in range(2))
     others = [tmp_path / "pod-resources-00000000.sock", tmp_path / "status.sock"]
     for path in others:
         path.write_text("no socket")
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(dead)
     with listening(live):
-        assert detour.sweep(tmp_path, "pod-resources") == [Path(dead)]
+        assert detour.sweep(tmp_path) == [Path(dead)]
         assert Path(live).exists()
     assert all(path.exists() for path in others)
-    assert detour.sweep(tmp_path / "missing", "pod-resources") == []
+    assert detour.sweep(tmp_path / "missing") == []
 
 
 # Kata asks

@@ -129,6 +129,7 @@ def make_plan(
     kept: Order | None = None,
 ) -> tuple[Inventory, Plan]:
     """Look, and return what would be done; *opened* and *kept* as in `planner.plan`."""
+    blueprint = replace(blueprint, pod_resources=settings.pod_resources)
     inventory = vfio.suited(host, look(host, settings, blueprint, ledger))
     return inventory, planner.plan(
         blueprint,

@@ -17,6 +17,7 @@ cgroup spares who has -1000, Linux Documentation/admin-guide/cgroup-v2.rst, memo
 
 import fcntl
 import os
+import re
 import signal
 import socket
 import stat
@@ -28,9 +29,11 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from kata_gpu.errors import HostError
+from kata_gpu.host import files
 from kata_gpu.host.children import leave_everything
-from kata_gpu.host.files import TEMPORARY
 
+_STEM: Final = "pod-resources-"
+_OWN: Final = re.compile(r"pod-resources-[0-9a-f]{8}\.sock", re.ASCII)
 _NAME: Final = b"kata-gpu-guard"
 _TRIES_MAX: Final = 600
 _PAUSE_S: Final = 1.0
@@ -124,7 +127,7 @@ class Detour:
             return None
 
     def _lead(self, target: str, folder: int) -> None:
-        temporary = f"{TEMPORARY}{os.urandom(8).hex()}"
+        temporary = f"{files.TEMPORARY}{os.urandom(8).hex()}"
         os.symlink(target, temporary, dir_fd=folder)
         try:
             name = self.link.rpartition("/")[2]
@@ -181,17 +184,19 @@ class Guardian:
             self.pid = None
 
 
-def own_socket(directory: str, stem: str) -> str:
+def own_socket(directory: str) -> str:
     """Return a path in *directory* for a socket that no other agent has, also before or after."""
-    return f"{directory}/{stem}-{os.urandom(4).hex()}.sock"
+    return f"{directory}/{_STEM}{os.urandom(4).hex()}.sock"
 
 
-def sweep(directory: Path, stem: str) -> list[Path]:
-    """Remove sockets of such names that nobody serves; return what was removed."""
-    try:
-        found = sorted(directory.glob(f"{stem}-{'[0-9a-f]' * 8}.sock"))
-    except OSError:
-        return []
+def is_own_socket(name: str) -> bool:
+    """Tell whether a file of that name is a socket of an agent's."""
+    return _OWN.fullmatch(name) is not None
+
+
+def sweep(directory: Path) -> list[Path]:
+    """Remove such sockets in *directory* that nobody serves; return what was removed."""
+    found = [directory / name for name in files.names(directory) if is_own_socket(name)]
     left = [path for path in found if path.is_socket() and not is_served(path)]
     for path in left:
         with suppress(OSError):
