@@ -8,44 +8,42 @@ import socket
 import sys
 from pathlib import Path
 
+from kata_gpu.agent import asking
 from kata_gpu.host.detour import Detour, Guardian
 
 
 def main(link: str, through: str, around: str, *flags: str) -> None:
     """Serve until killed, or until standard input ends."""
     detour = Detour(root=Path("/"), link=link, through=through, around=around)
-    guardian = Guardian(detour)
-    pid = guardian.start()
-    if "--grpc" in flags:
-        asyncio.run(_proxy(detour, pid))
-    else:
-        _answer(detour, pid)
-    detour.close()
-    guardian.stop()
+    with asking.guarded(detour) as guardian:
+        if "--grpc" in flags:
+            asyncio.run(_proxy(guardian))
+        else:
+            _answer(guardian)
 
 
-def _ready(detour: Detour, pid: int) -> None:
-    detour.settle()
-    detour.open()
+def _ready(pid: int | None) -> None:
     sys.stdout.write(f"{pid}\n")
     sys.stdout.flush()
 
 
-def _answer(detour: Detour, pid: int) -> None:
+def _answer(guardian: Guardian) -> None:
+    detour = guardian.detour
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(detour.through)
         listener.listen()
-        _ready(detour, pid)
+        detour.settle()
+        detour.open()
+        _ready(guardian.pid)
         sys.stdin.read()
+        detour.close()
 
 
-async def _proxy(detour: Detour, pid: int) -> None:
-    from kata_gpu.publish.kubelet import pod_resources  # noqa: PLC0415 - grpc is for who asks
-    from tests.pods import OURS  # noqa: PLC0415
+async def _proxy(guardian: Guardian) -> None:
+    from tests.pods import OURS  # noqa: PLC0415 - grpc is for who asks
 
-    around, through = Path(detour.around), Path(detour.through)
-    async with pod_resources.serve(through, around, lambda: OURS):
-        _ready(detour, pid)
+    async with asking.answering(guardian, lambda: OURS):
+        _ready(guardian.pid)
         await asyncio.to_thread(sys.stdin.read)
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -251,6 +251,21 @@ def test_where_both_are_killed_the_next_agent_mends_it(way: Detour) -> None:
         assert leads_to(way) == way.through
         replace(way, through="/next").settle()
         assert leads_to(way) == way.around
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_guardian_that_cannot_close_the_detour_is_not_waited_for(way: Detour) -> None:
+    Path(way.link).mkdir(parents=True)
+    guardian = Guardian(way)
+    pid = guardian.start()
+    try:
+        guardian.stop()
+        assert not is_gone(pid)
+        Path(way.link).rmdir()
+        until(lambda: not guardian.is_there())
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -37,6 +37,8 @@ _OWN: Final = re.compile(r"pod-resources-[0-9a-f]{8}\.sock", re.ASCII)
 _NAME: Final = b"kata-gpu-guard"
 _TRIES_MAX: Final = 600
 _PAUSE_S: Final = 1.0
+_PATIENCE_S: Final = 2.0
+_BLINK_S: Final = 0.01
 _DEAF_TO: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -62,7 +64,7 @@ class Detour:
         """
         with self._locked() as folder:
             found = self._target(folder)
-            if found != self.around and (found is None or not is_served(self._at(found))):
+            if found != self.around and (found is None or not is_served(self.at(found))):
                 self._lead(self.around, folder)
 
     def open(self) -> None:
@@ -88,22 +90,23 @@ class Detour:
     def is_open(self) -> bool:
         """Tell whether the link leads through us now."""
         try:
-            return os.readlink(self._at(self.link)) == self.through
+            return os.readlink(self.at(self.link)) == self.through
         except OSError:
             return False
 
     def remove_socket(self) -> None:
         """Remove our socket, which nobody serves any more."""
         with suppress(OSError):
-            self._at(self.through).unlink()
+            self.at(self.through).unlink()
 
-    def _at(self, path: str) -> Path:
+    def at(self, path: str) -> Path:
+        """Return where one of the paths lies for us."""
         return self.root / path.removeprefix("/")
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
         """Hold the link's folder open, and alone."""
-        parent = self._at(self.link).parent
+        parent = self.at(self.link).parent
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with _folder(parent) as folder:
@@ -163,25 +166,27 @@ class Guardian:
 
     def is_there(self) -> bool:
         """Tell whether the guardian lives; one that died is not made anew."""
-        self._wait(os.WNOHANG)
-        return self.pid is not None
-
-    def stop(self) -> None:
-        """Close the detour, and wait for the guardian's end; idempotent."""
-        if self._writing is not None:
-            os.close(self._writing)
-            self._writing = None
-        self._wait(0)
-
-    def _wait(self, how: int) -> None:
         if self.pid is None:
-            return
+            return False
         try:
-            ended, _ = os.waitpid(self.pid, how)
+            ended, _ = os.waitpid(self.pid, os.WNOHANG)
         except ChildProcessError:  # somebody else has waited for it
             ended = self.pid
         if ended:
             self.pid = None
+        return not ended
+
+    def stop(self) -> None:
+        """Let the guardian close the detour and end; idempotent.
+
+        One that cannot close it goes on trying, and is not waited for.
+        """
+        if self._writing is not None:
+            os.close(self._writing)
+            self._writing = None
+        until = time.monotonic() + _PATIENCE_S
+        while self.is_there() and time.monotonic() < until:
+            time.sleep(_BLINK_S)
 
 
 def own_socket(directory: str) -> str:
