@@ -7,12 +7,19 @@ drop-in with an unknown hypervisor key; runtime-rs ignores it without a word.
 """
 
 import tomllib
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
 
 from kata_gpu.model.blueprint import KataHandler, Runtime
+from kata_gpu.model.kata import Configuration, Effective
+from kata_gpu.model.kubernetes import PodResources
 from kata_gpu.plan.kata import drop_in as ours
+from kata_gpu.plan.kata import effective
+from kata_gpu.plan.kata.dialect import DIALECTS
+from kata_gpu.settings import blueprint
+from tests.passthrough import TEXT
 
 _HYPERVISOR_OF_BOTH: Final = {
     "path", "kernel", "image", "initrd", "firmware", "machine_type", "cold_plug_vfio",
@@ -39,6 +46,10 @@ KNOWN: Final[dict[Runtime, dict[str, set[str]]]] = {
 }
 _PORTS: Final = ("no-port", "bridge-port", "root-port", "switch-port")
 
+THROUGH_US: Final = PodResources(
+    kubelet="/k0s/pod-resources/kubelet.sock", link="/var/lib/kata-gpu/pod-resources.sock"
+)
+
 both_runtimes = pytest.mark.parametrize("runtime", list(Runtime))
 
 
@@ -53,6 +64,13 @@ def handler(
         pod_resource_api_sock="/run/k0s/kubelet/pod-resources/kubelet.sock",
         pcie_root_ports=pcie_root_ports,
     )
+
+
+def knowing(*sources: str) -> Effective:
+    """Return the base file of a Kata that knows from which sources it takes devices."""
+    text = f"[hypervisor.qemu]\n[runtime]\npod_resource_device_sources = {list(sources)}\n"
+    files = Configuration(path="/opt/kata/configuration.toml", text=text)
+    return effective.merge(files, DIALECTS[Runtime.GO])
 
 
 def drop_in(runtime: Runtime, functions: int = 4) -> dict[str, Any]:
@@ -96,6 +114,57 @@ def test_ports_are_of_a_kind_that_kata_knows(runtime: Runtime) -> None:
 def test_the_kubelets_socket_is_the_handlers(runtime: Runtime) -> None:
     socket = drop_in(runtime)["runtime"]["pod_resource_api_sock"]
     assert socket == "/run/k0s/kubelet/pod-resources/kubelet.sock"
+
+
+@both_runtimes
+@pytest.mark.parametrize("asked", [PodResources(), THROUGH_US], ids=["kubelet", "us"])
+def test_without_a_word_in_the_blueprint_it_asks_who_knows_all(
+    runtime: Runtime, asked: PodResources
+) -> None:
+    quiet = replace(handler(runtime), pod_resource_api_sock=None)
+    found = tomllib.loads(ours.render(quiet, 1, None, asked))["runtime"]
+    assert found == {
+        "vfio_mode": "guest-kernel",
+        "pod_resource_api_sock": asked.link or "/var/lib/kubelet/pod-resources/kubelet.sock",
+    }
+
+
+@both_runtimes
+def test_the_blueprints_word_on_whom_to_ask_is_the_last(runtime: Runtime) -> None:
+    found = tomllib.loads(ours.render(handler(runtime), 1, knowing("device-plugin"), THROUGH_US))
+    assert found["runtime"] == drop_in(runtime)["runtime"]
+
+
+@pytest.mark.parametrize(
+    ("said", "sources"),
+    [
+        (("device-plugin",), ["device-plugin", "dra"]),
+        (("dra", "device-plugin"), ["dra", "device-plugin"]),
+    ],
+)
+def test_a_kata_that_reads_dra_devices_by_itself_asks_kubelet_for_them(
+    said: tuple[str, ...], sources: list[str]
+) -> None:
+    quiet = replace(handler(Runtime.GO), pod_resource_api_sock=None)
+    found = tomllib.loads(ours.render(quiet, 1, knowing(*said), THROUGH_US))["runtime"]
+    assert found["pod_resource_api_sock"] == THROUGH_US.kubelet
+    assert found["pod_resource_device_sources"] == sources
+
+
+def test_a_kata_that_could_read_dra_devices_is_not_told_to_where_there_are_none() -> None:
+    quiet = replace(handler(Runtime.GO), pod_resource_api_sock=None)
+    found = tomllib.loads(ours.render(quiet, 1, knowing("device-plugin"), PodResources()))
+    assert "pod_resource_device_sources" not in found["runtime"]
+
+
+@pytest.mark.parametrize(
+    ("offer", "link"), [("dra", THROUGH_US.link), ("device-plugin", None), ("none", None)]
+)
+def test_kata_asks_us_only_where_a_pool_is_offered_through_dra(
+    offer: str, link: str | None
+) -> None:
+    wanted = blueprint.parse(TEXT.replace("mode =", f'offer = "{offer}"\nmode ='))
+    assert replace(wanted, pod_resources=THROUGH_US).asked == replace(THROUGH_US, link=link)
 
 
 @both_runtimes

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from kata_gpu.errors import InvalidBlueprint
 from kata_gpu.model.blueprint import Blueprint, KataHandler, Mode, Pool, Runtime, Selector
+from kata_gpu.model.kubernetes import PodResources
 from kata_gpu.model.pci import PciAddress
 from kata_gpu.settings import agent_file, blueprint, toml_file
-from kata_gpu.settings.agent import Settings
+from kata_gpu.settings.agent import Kubernetes, Settings
 
 CONFIGS: Final = Path(__file__).parents[1] / "configs"
 HEAD: Final = 'schema = 1\nversion = "1"\n'
@@ -409,6 +410,33 @@ def test_a_bad_setting_is_named_with_what_is_allowed(text: str, allowed: str) ->
         settings_of(text)
     assert str(caught.value).startswith(f"cannot use agent.toml: {text.partition(' ')[0]} is ")
     assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (f'state_directory = "/{"s" * 100}"\n[kubernetes]', f"/{'s' * 100}/pod-resources.sock"),
+        (
+            f'[kubernetes]\nkubelet_directory = "/{"k" * 100}"',
+            f"/{'k' * 100}/pod-resources/kubelet.sock",
+        ),
+    ],
+    ids=["ours", "kubelet's"],
+)
+def test_a_folder_in_which_no_socket_can_be_asked_is_refused(text: str, path: str) -> None:
+    with pytest.raises(InvalidBlueprint, match=f"the file: cannot ask {path}: a socket's path has"):
+        settings_of(text)
+    settings_of(text.replace("[kubernetes]", "").partition("kubelet")[0])
+
+
+def test_kata_asks_kubelet_where_it_is_and_us_where_we_know_of_dra() -> None:
+    moved = Kubernetes(kubelet_directory="/var/lib/k0s/kubelet")
+    kubelet = "/var/lib/k0s/kubelet/pod-resources/kubelet.sock"
+    ours = "/var/lib/kata-gpu/pod-resources.sock"
+    assert Settings().pod_resources == PodResources()
+    assert Settings(kubernetes=moved).pod_resources == PodResources(kubelet=kubelet, link=ours)
+    without_api = Settings(kubernetes=replace(moved, api=False))
+    assert without_api.pod_resources == PodResources(kubelet=kubelet)
 
 
 def test_the_longest_socket_path_is_taken() -> None:

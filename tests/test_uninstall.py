@@ -1,18 +1,20 @@
 """``kata-gpu uninstall``: afterwards the node is what it was, to the byte."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from kata_gpu.act import executor
-from kata_gpu.agent import node
+from kata_gpu.agent import asking, node
 from kata_gpu.cli import uninstall
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.host import files, locks
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.settings import blueprint
+from kata_gpu.settings.agent import Kubernetes
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 from tests.kernel.systemd import Systemd
@@ -100,6 +102,9 @@ def test_what_a_killed_agent_left_goes_too(kernel: FakeKernel) -> None:
     socket = kernel.host.path(SETTINGS.socket)
     socket.parent.mkdir()
     socket.touch()
+    (socket.parent / "pod-resources-0123abcd.sock").touch()
+    asking.settle(kernel.host, replace(SETTINGS, kubernetes=Kubernetes()))
+    assert kernel.host.path(SETTINGS.pod_resources_link).is_symlink()
     assert finish(kernel) == ExitCode.OK
     assert tree(kernel.host.root) == before
 

@@ -11,9 +11,11 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from kata_gpu import __version__
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
 from kata_gpu.agent.drift import Watchman
@@ -27,8 +29,9 @@ from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.plan import Setback
 from kata_gpu.model.report import NodeState, Report, Result
 from kata_gpu.model.unit import UnitState
-from kata_gpu.observe import server
+from kata_gpu.observe import metrics, server
 from kata_gpu.observe.document import document
+from kata_gpu.observe.metrics import Measures
 from kata_gpu.settings.agent import Settings
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ LoadBlueprint = Callable[[], Blueprint]
 
 STATUS: Final = "/v1/status"
 CLEAR: Final = "/v1/clear"
+METRICS: Final = "/metrics"
 _LOCK_INTERVAL_S: Final = 0.2
 """How often one that waits for the node asks for it: flock(2) tells nobody else."""
 
@@ -66,7 +70,7 @@ async def run(
         daemon.sweep()
         async with server.serve(
             host.path(settings.socket),
-            {STATUS: daemon.status},
+            {STATUS: daemon.status, METRICS: daemon.metrics},
             commands={CLEAR: daemon.clear},
             mode=settings.socket_mode,
         ):
@@ -166,6 +170,7 @@ class _Daemon:
         self._complaint: str | None = None
         self._trouble: str | None = None
         self._turning = asyncio.Lock()
+        self._measures = Measures(version=__version__, state=None)
 
     def sweep(self) -> None:
         """Remove what a killed agent left beside the base files of Kata."""
@@ -186,6 +191,7 @@ class _Daemon:
             self._number += 1
             hopeless = self._not_yet()
             units = self._units_of(opened)
+            started_at = time.monotonic()
             try:
                 turn = await asyncio.to_thread(self._take, hopeless, units)
             except EndingError as error:
@@ -195,6 +201,8 @@ class _Daemon:
                 if self._state is None:
                     raise
                 self._trouble = str(error)
+                failed = self._measures.failed_turns + 1
+                self._measures = replace(self._measures, failed_turns=failed)
                 log.error("skipped turn %d: %s", self._number, error)  # noqa: TRY400 - no bug
                 return
             self._trouble = None
@@ -204,6 +212,12 @@ class _Daemon:
             before = self._state
             self._state = self._describe(turn)
             self._watchman.learn(turn, self._state)
+            self._measures = replace(
+                self._measures,
+                turn_s=time.monotonic() - started_at,
+                operations=len(turn.inventory.operations),
+                set_aside=len(turn.inventory.set_aside),
+            )
             _log_changes(before, self._state)
 
     def _take(self, hopeless: Mapping[str, Setback], opened: frozenset[str]) -> Turn:
@@ -280,6 +294,17 @@ class _Daemon:
         if self._trouble:
             answer["turn_error"] = self._trouble
         return answer if self._state is None else {**answer, **document(self._state)}
+
+    def metrics(self) -> server.Text:
+        """Return the answer to GET /metrics."""
+        measures = replace(
+            self._measures,
+            state=self._state,
+            turns=self._number,
+            is_read_only=self._read_only is not None,
+            is_outdated=self._complaint is not None,
+        )
+        return server.Text(content=metrics.render(measures), kind=metrics.CONTENT_TYPE)
 
     def watchable(self) -> tuple[Path, ...]:
         """Return what the latest state depends on and no uevent tells of."""

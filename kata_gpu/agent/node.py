@@ -131,6 +131,7 @@ def make_plan(  # noqa: PLR0913 - as `planner.plan`
     claimed: frozenset[str] | None = None,
 ) -> tuple[Inventory, Plan]:
     """Look, and return what would be done; the last arguments are those of `planner.plan`."""
+    blueprint = replace(blueprint, pod_resources=settings.pod_resources)
     inventory = vfio.suited(host, look(host, settings, blueprint, ledger))
     return inventory, planner.plan(
         blueprint,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from kata_gpu.act import owned_files
 from kata_gpu.act.journal import Journal
-from kata_gpu.host import Host, files, paths
+from kata_gpu.host import Host, detour, files, paths
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.settings.agent import Settings
 
@@ -23,15 +23,15 @@ def remains(host: Host, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
     Raises:
         HostError: a folder may not be looked into.
     """
-    last = (settings.socket, settings.ledger, settings.lock)
+    last = (settings.pod_resources_link, settings.socket, settings.ledger, settings.lock)
     found = (path for path in last if paths.is_there(host.path(path)))
-    return (*_temporaries(host, settings, ledger), *found)
+    return (*_temporaries(host, settings, ledger), *_sockets(host, settings), *found)
 
 
 def directories(host: Host, settings: Settings) -> tuple[str, ...]:
     """Return the folders that are ours by their place or name, and go if nothing is in them."""
     found = [settings.state_directory]
-    runtime = settings.socket.rpartition("/")[0]
+    runtime = settings.runtime_directory
     if runtime.rpartition("/")[2].startswith(_OURS):
         found.append(runtime)
     return tuple(path for path in dict.fromkeys(found) if paths.is_there(host.path(path)))
@@ -67,6 +67,14 @@ def _near(settings: Settings, ledger: Ledger) -> tuple[str, ...]:
         folder = path.rpartition("/")[0]
         found += [folder, folder.rpartition("/")[0]]
     return tuple(path for path in dict.fromkeys(found) if path)
+
+
+def _sockets(host: Host, settings: Settings) -> Iterator[str]:
+    """Yield the sockets for Kata that killed agents left."""
+    directory = settings.runtime_directory
+    for name in files.names(host.path(directory)):
+        if detour.is_own_socket(name):
+            yield f"{directory}/{name}"
 
 
 def _temporaries(host: Host, settings: Settings, ledger: Ledger) -> Iterator[str]:

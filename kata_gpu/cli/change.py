@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from kata_gpu.act import executor
-from kata_gpu.agent import node
+from kata_gpu.agent import asking, node
 from kata_gpu.cli import configuration, consent, context, output
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError
@@ -54,6 +54,7 @@ def apply(options: argparse.Namespace) -> int:
         return ExitCode.FAILED
     with locks.exclusive(host.path(settings.lock)):
         journal = node.open_journal(host, settings)
+        asking.settle(host, settings)
         turn = node.converge(host, settings, wanted, journal, progress=Progress())
     if turn.report.failures:
         return failed(turn.report)

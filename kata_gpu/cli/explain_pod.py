@@ -46,7 +46,7 @@ def look(
         namespace=namespace,
         name=name,
         uids=uids,
-        allocations=pods.allocations(host, _kubelet(handlers)),
+        allocations=pods.allocations(host, _kubelet(handlers, settings)),
         lines=pods.journal(host, namespace, name, uids),
         specs=cdi.read(host, settings.cdi_directory),
         handlers=handlers,
@@ -54,12 +54,11 @@ def look(
     )
 
 
-def _kubelet(handlers: tuple[KataHandler, ...]) -> str:
+def _kubelet(handlers: tuple[KataHandler, ...], settings: Settings) -> str:
     """Return kubelet's directory, by the socket that Kata asks; distributions move it."""
-    for handler in handlers:
-        if handler.pod_resource_api_sock.endswith(_SOCKET):
-            return handler.pod_resource_api_sock.removesuffix(_SOCKET)
-    return pods.KUBELET
+    sockets = (*(h.pod_resource_api_sock or "" for h in handlers), settings.pod_resources.kubelet)
+    found = (path.removesuffix(_SOCKET) for path in sockets if path.endswith(_SOCKET))
+    return next(found, pods.KUBELET)
 
 
 def _handlers(options: argparse.Namespace, settings: Settings) -> tuple[KataHandler, ...]:

@@ -21,7 +21,7 @@ _WIDE: Final = ("OFFER", "DRIVERS", "NODES", "CLEANED")
 
 def status(options: argparse.Namespace) -> int:
     """Print the state of the node."""
-    state = output.printable(client.get(_socket(options), "/v1/status"))
+    state = output.printable(client.get(socket(options), "/v1/status"))
     if options.output in {"json", "yaml"}:
         print(output.dump(state, options.output))
         return ExitCode.OK
@@ -36,7 +36,8 @@ def status(options: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def _socket(options: argparse.Namespace) -> Path:
+def socket(options: argparse.Namespace) -> Path:
+    """Return where the agent serves."""
     if options.socket is not None:
         return Path(options.socket)
     return context.host(options).path(configuration.settings(options).socket)

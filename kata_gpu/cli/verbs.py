@@ -65,6 +65,21 @@ def _add_status(verbs: Verbs, name: str) -> None:
     arguments.add_output(parser)
 
 
+def _add_metrics(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "metrics",
+        "print the running agent's metrics for Prometheus",
+        "Ask the agent on its status socket, where Prometheus itself cannot. For node_exporter's "
+        "textfile collector: kata-gpu metrics --output /var/lib/node_exporter/kata-gpu.prom",
+    )
+    parser.add_argument("--socket", type=Path, help="the agent's socket (default: from agent.toml)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="replace FILE in one step, and print nothing"
+    )
+
+
 def _add_cdi(verbs: Verbs, name: str) -> None:
     below = arguments.group(
         verbs,
@@ -336,6 +351,7 @@ VERBS: Final = {
     "doctor": _add_doctor,
     "explain": _add_explain,
     "status": _add_status,
+    "metrics": _add_metrics,
     "plan": _add_plan,
     "apply": _add_apply,
     "release": _add_release,

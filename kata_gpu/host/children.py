@@ -293,7 +293,7 @@ def _first_line(path: Path | str) -> str:
 
 def _serve(control: socket.socket) -> NoReturn:
     """Fork a child for each request until the agent ends."""
-    _leave_everything(but=control.fileno())
+    leave_everything(but=control.fileno())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     while True:
         request, descriptors, _, _ = socket.recv_fds(control, _REQUEST_MAX_BYTES, 1)
@@ -303,7 +303,7 @@ def _serve(control: socket.socket) -> NoReturn:
         os.close(*descriptors)
 
 
-def _leave_everything(*, but: int) -> None:
+def leave_everything(*, but: int) -> None:
     """Have no descriptor but one, no terminal, no folder and nobody's signals."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
@@ -320,7 +320,7 @@ def _fork_child(request: bytes, writing: int) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            _leave_everything(but=writing)
+            leave_everything(but=writing)
             _do(request, writing)
         finally:
             os._exit(0)

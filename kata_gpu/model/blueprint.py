@@ -3,12 +3,12 @@
 Text becomes these values in ``settings.blueprint``; past that door nothing is unparsed.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final
 
-from kata_gpu.model.kubernetes import BindWhen, Door
+from kata_gpu.model.kubernetes import BindWhen, Door, PodResources
 from kata_gpu.model.pci import Identity, PciAddress, PciFunction
 from kata_gpu.model.runtime import RuntimeKind
 
@@ -130,7 +130,9 @@ class KataHandler:
     hypervisor: str = "qemu"
     """Name of the ``[hypervisor.NAME]`` table the base file uses."""
 
-    pod_resource_api_sock: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    pod_resource_api_sock: str | None = None
+    """Whom Kata asks for a pod's devices; None for who knows all that the pools offer."""
+
     pcie_root_ports: int | None = None
     """Fixed number of root ports; None to have as many as the units need."""
 
@@ -234,6 +236,15 @@ class Blueprint:
     """Patterns of the names of foreign drop-ins of the handlers, likewise."""
 
     wiring: Wiring = field(default=Wiring())
+    pod_resources: PodResources = field(default=PodResources())
+    """Whom Kata can ask; the agent's settings know that, not the blueprint's text."""
+
+    @property
+    def asked(self) -> PodResources:
+        """Whom Kata is to ask: without a pool that is offered through DRA, kubelet alone."""
+        if any(pool.door is Door.DRA for pool in self.pools):
+            return self.pod_resources
+        return replace(self.pod_resources, link=None)
 
     def pool_for(self, function: PciFunction) -> Pool | None:
         """Return the first pool that selects *function*, limits aside; None for none."""

@@ -15,6 +15,9 @@ FABRIC_DRIVER: Final = "fabric.kata-passthrough.io"
 
 Attribute = bool | int | str
 
+KUBELET_SOCKET: Final = "/var/lib/kubelet/pod-resources/kubelet.sock"
+"""Where kubelet serves PodResources, unless it has been moved."""
+
 
 class Door(StrEnum):
     """By which of kubelet's interfaces a pool's units are offered; one device has one door."""
@@ -31,6 +34,15 @@ class BindWhen(StrEnum):
     ALWAYS = "always"
     ON_CLAIM = "on-claim"
     """When a claim for it is prepared; it goes back after the claim. Through DRA only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodResources:
+    """Whom Kata can ask which devices a pod has, by the paths of their sockets."""
+
+    kubelet: str = KUBELET_SOCKET
+    link: str | None = None
+    """Leads to kubelet, through this agent while that serves; None where nobody knows of DRA."""
 
 
 class Effect(StrEnum):

@@ -43,6 +43,17 @@ def get(path: Path, target: str, *, timeout_s: float = _TIMEOUT_S) -> Any:
     return answer
 
 
+def get_text(path: Path, target: str, *, timeout_s: float = _TIMEOUT_S) -> str:
+    """Return the text at *target*, as `get` does a document; errors likewise."""
+    status, text = _ask_for_text(path, "GET", target, None, timeout_s)
+    if status != _OK:
+        raise HostError(f"cannot ask the agent at {path}: {status} {_quoted(text)}")
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise HostError(f"cannot ask the agent at {path}: its answer is not UTF-8") from error
+
+
 def post(path: Path, target: str, body: Mapping[str, Any], *, timeout_s: float = _TIMEOUT_S) -> Any:
     """Ask the daemon to do what *target* is for, and return what it says of it.
 
@@ -64,6 +75,17 @@ def _ask(
     path: Path, method: str, target: str, body: str | None, timeout_s: float
 ) -> tuple[int, Any]:
     """Return the status and the document of an answer."""
+    status, text = _ask_for_text(path, method, target, body, timeout_s)
+    try:
+        return status, json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HostError(f"cannot ask the agent at {path}: its answer is no JSON") from error
+
+
+def _ask_for_text(
+    path: Path, method: str, target: str, body: str | None, timeout_s: float
+) -> tuple[int, bytes]:
+    """Return the status and the body of an answer."""
     connection = _UnixConnection(path, timeout_s)
     try:
         connection.request(method, target, body)
@@ -82,13 +104,10 @@ def _ask(
         raise HostError(f"cannot ask the agent at {path}: {error}") from error
     except (http.client.HTTPException, ValueError) as error:  # ValueError: a chunk of size -1
         raise HostError(f"cannot ask the agent at {path}: {_quoted(error)}") from error
+    else:
+        return response.status, text
     finally:
         connection.close()
-    try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise HostError(f"cannot ask the agent at {path}: its answer is no JSON") from error
-    return response.status, answer
 
 
 def _quoted(said: object) -> str:

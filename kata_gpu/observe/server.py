@@ -34,7 +34,7 @@ _CONNECTIONS_MAX: Final = 32
 _CHUNK_BYTES: Final = 65536
 
 Routes = dict[str, Callable[[], Any]]
-"""Path → the JSON-able document it answers with."""
+"""Path → the JSON-able document, or the Text, it answers with."""
 
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
 """Takes a request's JSON object; returns a JSON-able document, or raises KataGpuError."""
@@ -43,6 +43,15 @@ Commands = Mapping[str, Command]
 """Path → what a POST to it does."""
 
 _PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """An answer that is no JSON."""
+
+    content: bytes
+    kind: str
+    """Its media type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,9 +195,10 @@ async def _converse(
         if asked is None:
             return
         answer = await _answer(asked, answers, _peer_uid(writer), deadline)
-    data = json.dumps(answer.document, indent=2).encode() + b"\n"
+    text = _text(answer.document)
+    data = text.content
     headers = [
-        ("content-type", "application/json"),
+        ("content-type", text.kind),
         ("content-length", str(len(data))),
         ("connection", "close"),
         *answer.headers,
@@ -198,6 +208,12 @@ async def _converse(
     for part in (response, *content, h11.EndOfMessage()):
         writer.write(connection.send(part) or b"")
     await writer.drain()
+
+
+def _text(document: Any) -> Text:
+    if isinstance(document, Text):
+        return document
+    return Text(content=json.dumps(document, indent=2).encode() + b"\n", kind="application/json")
 
 
 async def _read(

@@ -130,6 +130,7 @@ def _drop_ins(
             files[base.file or ""],
             passengers,
             iommufd=inventory.platform.iommufd,
+            asked=blueprint.asked,
         )
         findings += proposed.findings
         wish = Wish(

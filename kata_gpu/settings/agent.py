@@ -7,6 +7,8 @@ matter, not this one's. ``settings.agent_file`` reads it.
 from dataclasses import dataclass
 from typing import Final
 
+from kata_gpu.model.kubernetes import PodResources
+
 DEFAULT_PATH: Final = "/etc/kata-gpu/agent.toml"
 
 
@@ -55,6 +57,25 @@ class Settings:
 
     kubernetes: Kubernetes | None = None
     """None where the agent has nothing to do with Kubernetes."""
+
+    @property
+    def runtime_directory(self) -> str:
+        """The folder of sockets."""
+        return self.socket.rpartition("/")[0]
+
+    @property
+    def pod_resources_link(self) -> str:
+        """Path of the link that leads Kata to whoever answers which devices a pod has."""
+        return f"{self.state_directory}/pod-resources.sock"
+
+    @property
+    def pod_resources(self) -> PodResources:
+        """Whom Kata can ask."""
+        if self.kubernetes is None:
+            return PodResources()
+        kubelet = f"{self.kubernetes.kubelet_directory}/pod-resources/kubelet.sock"
+        link = self.pod_resources_link if self.kubernetes.api else None
+        return PodResources(kubelet=kubelet, link=link)
 
     @property
     def ledger(self) -> str:

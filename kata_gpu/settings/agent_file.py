@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kata_gpu.settings import toml_file
 from kata_gpu.settings.agent import Kubernetes, Settings
@@ -21,6 +21,13 @@ def _fits_sun_path(path: str) -> str:
             f"choose a shorter one, below /run"
         )
     return path
+
+
+def _can_be_connected_to(path: str) -> None:
+    try:
+        _fits_sun_path(path)
+    except ValueError as error:
+        raise ValueError(f"cannot ask {path}: {error}") from error
 
 
 def _octal(text: Any) -> int:
@@ -66,6 +73,17 @@ class SettingsFile(Table):
     settle_s: float = Field(_DEFAULTS.settle_s, ge=0, le=10)
     operation_timeout_s: float = Field(_DEFAULTS.operation_timeout_s, ge=1, le=600)
     kubernetes: KubernetesTable | None = None
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        """Refuse folders in which a socket, or the link to one, would have too long a path."""
+        if self.kubernetes is not None:
+            asked = Settings(
+                state_directory=self.state_directory, kubernetes=self.kubernetes.value()
+            ).pod_resources
+            for path in filter(None, (asked.kubelet, asked.link)):
+                _can_be_connected_to(path)
+        return self
 
 
 def load(path: Path) -> Settings:

@@ -241,7 +241,7 @@ class HandlerTable(Table):
     runtime: Annotated[Runtime, _one_of(Runtime)]
     config: AbsolutePath
     hypervisor: str = "qemu"
-    pod_resource_api_sock: AbsolutePath = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    pod_resource_api_sock: AbsolutePath | None = None
     pcie_root_ports: int | None = Field(None, ge=1, le=32)
     cold_plug_vfio: Annotated[str, _word("root-port", "no-port")] = "root-port"
     hot_plug_vfio: Annotated[str, _word("root-port", "no-port")] = "no-port"

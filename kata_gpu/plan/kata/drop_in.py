@@ -12,12 +12,19 @@ from typing import Any, Final
 
 from kata_gpu.model.blueprint import KataHandler, Runtime
 from kata_gpu.model.kata import Effective, Key
+from kata_gpu.model.kubernetes import PodResources
 from kata_gpu.plan.kata.dialect import DIALECTS
 from kata_gpu.plan.kata.parsing import thawed
 
 _HEADER: Final = "Written by kata-gpu: changes are undone. Settings belong in the blueprint."
 _MS: Final = 1000
 _PORTS: Final = "pcie_root_port"
+_KUBELET: Final = PodResources()
+_SOURCES: Final = "pod_resource_device_sources"
+"""Known to a Kata that reads DRA devices by itself, which then refuses a pod with devices of a
+source that is not in it, and one with the same device from two."""
+
+_ALL_SOURCES: Final = ("device-plugin", "dra")
 
 
 def root_ports(handler: KataHandler, functions: int, before: Effective | None = None) -> int:
@@ -30,8 +37,17 @@ def root_ports(handler: KataHandler, functions: int, before: Effective | None = 
     return min(wanted, DIALECTS[handler.runtime].root_ports_max)
 
 
-def values(handler: KataHandler, functions: int, before: Effective | None = None) -> dict[Key, Any]:
-    """Return what the drop-in sets; *before* is what holds without it, of the files before it."""
+def values(
+    handler: KataHandler,
+    functions: int,
+    before: Effective | None = None,
+    asked: PodResources = _KUBELET,
+) -> dict[Key, Any]:
+    """Return what the drop-in sets.
+
+    *before* is what holds without it, of the files before it; *asked* whom Kata is to ask for
+    a pod's devices.
+    """
     hypervisor = ("hypervisor", handler.hypervisor)
     found: dict[Key, Any] = {(*hypervisor, "cold_plug_vfio"): handler.cold_plug_vfio}
     if "hot_plug_vfio" in DIALECTS[handler.runtime].tables["hypervisor"].keys:
@@ -50,19 +66,36 @@ def values(handler: KataHandler, functions: int, before: Effective | None = None
     return (
         found
         | _timeouts(handler, before)
-        | {
-            ("runtime", "vfio_mode"): handler.vfio_mode,
-            ("runtime", "pod_resource_api_sock"): handler.pod_resource_api_sock,
-        }
+        | {("runtime", "vfio_mode"): handler.vfio_mode}
+        | _asking(handler, before, asked)
     )
 
 
-def render(handler: KataHandler, functions: int, before: Effective | None = None) -> str:
+def _asking(handler: KataHandler, before: Effective | None, asked: PodResources) -> dict[Key, Any]:
+    """Return whom it asks; a Kata that reads DRA devices by itself asks kubelet for them."""
+    socket = ("runtime", "pod_resource_api_sock")
+    if handler.pod_resource_api_sock is not None:
+        return {socket: handler.pod_resource_api_sock}
+    sources = None if before is None else before.value("runtime", _SOURCES)
+    if asked.link is None or sources is None:
+        return {socket: asked.link or asked.kubelet}
+    return {
+        socket: asked.kubelet,
+        ("runtime", _SOURCES): (*sources, *_missing(sources, _ALL_SOURCES)),
+    }
+
+
+def render(
+    handler: KataHandler,
+    functions: int,
+    before: Effective | None = None,
+    asked: PodResources = _KUBELET,
+) -> str:
     """Return the drop-in of *handler* for a node that passes *functions* through."""
     import tomli_w  # noqa: PLC0415 - a release renders nothing
 
     tables: dict[str, Any] = {}
-    for key, value in values(handler, functions, before).items():
+    for key, value in values(handler, functions, before, asked).items():
         table = tables
         for name in key[:-1]:
             table = table.setdefault(name, {})

@@ -11,8 +11,9 @@ What always holds:
   says.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 from kata_gpu.model.blueprint import KataHandler
 from kata_gpu.model.inventory import DROP_IN_NAME
@@ -21,14 +22,17 @@ from kata_gpu.model.kata import (
     Configuration,
     Effective,
     Fault,
+    Key,
     Tee,
 )
+from kata_gpu.model.kubernetes import PodResources
 from kata_gpu.model.plan import Finding, Severity
 from kata_gpu.model.unit import UnitState
 from kata_gpu.plan.kata import drop_in, effective, handlers
 from kata_gpu.plan.kata.dialect import DIALECTS
 from kata_gpu.plan.kata.parsing import thawed
 
+_KUBELET: Final = PodResources()
 _MEND = "mend that file, or have it mended by the program it belongs to"
 
 
@@ -44,12 +48,17 @@ class Proposal:
 
 
 def propose(
-    handler: KataHandler, configuration: Configuration, functions: int, *, iommufd: bool
+    handler: KataHandler,
+    configuration: Configuration,
+    functions: int,
+    *,
+    iommufd: bool,
+    asked: PodResources = _KUBELET,
 ) -> Proposal:
     """Return what becomes of the drop-in of *handler* beside a base file.
 
     *functions* is how many the node passes through; *iommufd* whether it has what a
-    confidential guest needs.
+    confidential guest needs; *asked* whom Kata is to ask for a pod's devices.
     """
     dialect = DIALECTS[handler.runtime]
     others = effective.merge(configuration.without(DROP_IN_NAME), dialect)
@@ -62,7 +71,8 @@ def propose(
     forbidden = _forbidden(handler, others, iommufd=iommufd)
     if forbidden is not None:
         return Proposal(content=None, stays=False, findings=(forbidden, *foreign))
-    content = drop_in.render(handler, functions, before)
+    wanted = drop_in.values(handler, functions, before, asked)
+    content = drop_in.render(handler, functions, before, asked)
     merged = effective.merge(configuration.with_drop_in(DROP_IN_NAME, content), dialect)
     fatal = _certain(merged)
     if fatal:
@@ -73,7 +83,7 @@ def propose(
     findings = (
         *foreign,
         *_unheard(handler, merged),
-        *_overridden(handler, functions, before, merged, ours),
+        *_overridden(handler, wanted, merged, ours),
     )
     return Proposal(content=content, stays=False, findings=findings)
 
@@ -126,10 +136,10 @@ def _of_others(handler: KataHandler, others: Effective) -> Iterable[Finding]:
 
 
 def _overridden(
-    handler: KataHandler, functions: int, before: Effective, merged: Effective, ours: str
+    handler: KataHandler, wanted: Mapping[Key, Any], merged: Effective, ours: str
 ) -> Iterable[Finding]:
     """Tell of each value of ours that a later file replaces by another."""
-    for key, value in drop_in.values(handler, functions, before).items():
+    for key, value in wanted.items():
         found = merged.settings.get(key)
         if found is not None and found.file != ours and found.value != value:
             yield _warning(

@@ -27,11 +27,15 @@ _OPTIONS: Final = (
     ("grpc.max_send_message_length", MESSAGE_MAX_BYTES),
     ("grpc.so_reuseport", 0),
 )
+_RECONNECT: Final = (  # kubelet is back within seconds; grpc's own patience grows to minutes
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
 
 Context = Any
 """grpc.aio.ServicerContext: grpc has no types."""
 
-Unary = Callable[[Any, Context], Awaitable[Message]]
+Unary = Callable[[Any, Context], Awaitable[Message | bytes]]
 Stream = Callable[[Any, Context], AsyncIterator[Message]]
 
 
@@ -59,9 +63,7 @@ class Service:
             found[method.name] = getattr(grpc, f"unary_{kind}_rpc_method_handler")(
                 answer,
                 request_deserializer=_message(self.module, method.input_type.name).FromString,
-                response_serializer=_message(
-                    self.module, method.output_type.name
-                ).SerializeToString,
+                response_serializer=_wire,
             )
         return grpc.method_handlers_generic_handler(described.full_name, found)
 
@@ -98,7 +100,8 @@ class Client:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._channel = grpc.aio.insecure_channel(
-            _address(path), options=(*_OPTIONS, ("grpc.default_authority", "localhost"))
+            _address(path),
+            options=(*_OPTIONS, *_RECONNECT, ("grpc.default_authority", "localhost")),
         )
 
     async def ask(
@@ -111,6 +114,26 @@ class Client:
         """
         return await self._method(module, method)(request, timeout=timeout_s)
 
+    async def forward(
+        self,
+        module: ModuleType,
+        method: str,
+        request: Message,
+        *,
+        timeout_s: float,
+        waits: bool = False,
+    ) -> bytes:
+        """Return the answer of *method* as it came over the wire.
+
+        A peer that is not there is waited for, until the deadline, if the call *waits*.
+
+        Raises:
+            grpc.aio.AioRpcError: as the peer, or the connection, said.
+        """
+        call = self._channel.unary_unary(_path(module, method), request_serializer=_wire)
+        answer: bytes = await call(request, timeout=timeout_s, wait_for_ready=waits)
+        return answer
+
     def stream(self, module: ModuleType, method: str, request: Message) -> Any:
         """Return the call whose messages *method* streams; ``cancel()`` ends it."""
         return self._method(module, method)(request)
@@ -120,14 +143,28 @@ class Client:
         await self._channel.close()
 
     def _method(self, module: ModuleType, method: str) -> Any:
-        service, _, name = method.partition(".")
-        described = module.DESCRIPTOR.services_by_name[service].methods_by_name[name]
+        described = _described(module, method)
         kind = "stream" if described.server_streaming else "unary"
         return getattr(self._channel, f"unary_{kind}")(
-            f"/{described.containing_service.full_name}/{name}",
-            request_serializer=_message(module, described.input_type.name).SerializeToString,
+            _path(module, method),
+            request_serializer=_wire,
             response_deserializer=_message(module, described.output_type.name).FromString,
         )
+
+
+def _described(module: ModuleType, method: str) -> Any:
+    service, _, name = method.partition(".")
+    return module.DESCRIPTOR.services_by_name[service].methods_by_name[name]
+
+
+def _path(module: ModuleType, method: str) -> str:
+    described = _described(module, method)
+    return f"/{described.containing_service.full_name}/{described.name}"
+
+
+def _wire(message: Message | bytes) -> bytes:
+    """Return a message as bytes; one that is passed on is bytes already."""
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _message(module: ModuleType, name: str) -> Any:
