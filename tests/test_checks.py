@@ -3,8 +3,16 @@
 from dataclasses import replace
 
 from kata_gpu.model.blueprint import KataHandler, Runtime
-from kata_gpu.plan import checks
-from tests.values import AUDIO_CLASS, SWITCH_CLASS, function
+from kata_gpu.model.ledger import Ledger
+from kata_gpu.plan import checks, units
+from tests.values import (
+    AUDIO_CLASS,
+    SWITCH_CLASS,
+    blueprint_of,
+    function,
+    inventory_of,
+    pool,
+)
 
 GO = KataHandler(name="go", runtime=Runtime.GO, config="/go.toml")
 RUST = KataHandler(name="rust", runtime=Runtime.RUST, config="/rust.toml")
@@ -26,6 +34,16 @@ def test_two_functions_of_a_group_do_not_suit_the_rust_runtime() -> None:
 def test_with_a_device_of_its_own_each_function_suits_the_rust_runtime() -> None:
     functions = [replace(f, vfio_cdev=f"vfio{n}") for n, f in enumerate((GPU, USB))]
     assert list(checks.unit("u", functions, [RUST])) == []
+
+
+def test_a_bundle_of_more_functions_than_root_ports_does_not_suit_the_go_runtime() -> None:
+    gpus = [function(f"{n:02x}:00.0", group=n) for n in range(1, 18)]
+    found = replace(blueprint_of(replace(pool("gpus"), bundle="all")), handlers=(GO, RUST))
+    formed = units.form(found, inventory_of(*gpus), Ledger()).units
+    (finding,) = checks.bundles(found, formed)
+    assert finding.subject == "bundle all"
+    assert "17 functions" in finding.reason
+    assert list(checks.bundles(found, formed[:16])) == []
 
 
 def test_more_functions_than_root_ports_do_not_suit_the_go_runtime() -> None:

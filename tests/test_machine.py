@@ -35,9 +35,11 @@ def _quiet() -> Iterator[None]:
 class Machine(RuleBasedStateMachine):
     """The rules; what they do is in the world."""
 
+    on_claim = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
+        self.world = World(on_claim=self.on_claim)
 
     def teardown(self) -> None:
         self.world.end()
@@ -115,6 +117,29 @@ class Machine(RuleBasedStateMachine):
         assert self.world.violations() == []
 
 
+class Claims(Machine):
+    """The same where units are bound on claim."""
+
+    on_claim = True
+
+    @rule(unit=gpus)
+    def claim(self, unit: str) -> None:
+        self.world.claim(unit)
+
+    @rule(unit=gpus)
+    def serve(self, unit: str) -> None:
+        """Let a tenant come and go, all but the last turn of the agent."""
+        self.world.claim(unit)
+        self.world.converge()
+        self.world.start_vm(unit)
+        self.world.end_user(unit)
+        self.world.unclaim(unit)
+
+    @rule(unit=gpus)
+    def unclaim(self, unit: str) -> None:
+        self.world.unclaim(unit)
+
+
 class FirstQuarter(Machine):
     """A share of the examples, so that workers play side by side."""
 
@@ -137,6 +162,8 @@ _QUARTER = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+TestClaims = Claims.TestCase
+TestClaims.settings = settings(_QUARTER, max_examples=60)
 TestFirst, TestSecond = FirstQuarter.TestCase, SecondQuarter.TestCase
 TestThird, TestLast = ThirdQuarter.TestCase, LastQuarter.TestCase
 TestFirst.settings = TestSecond.settings = TestThird.settings = TestLast.settings = _QUARTER

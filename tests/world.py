@@ -15,6 +15,7 @@ from typing import Final
 from kata_gpu.act import executor
 from kata_gpu.agent import node
 from kata_gpu.errors import HostError
+from kata_gpu.model.kubernetes import BindWhen, Door
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import Binding
 from kata_gpu.model.plan import Plan, Step
@@ -27,6 +28,10 @@ from tests.passthrough import CDI, EVERY_GPU, SETTINGS, journal_of
 
 OTHER: Final = "0000:02:00.0"
 GPUS: Final = (nodes.GPU, OTHER)
+ON_CLAIM: Final = replace(
+    EVERY_GPU,
+    pools=tuple(replace(pool, door=Door.DRA, bind=BindWhen.ON_CLAIM) for pool in EVERY_GPU.pools),
+)
 ADDRESSES: Final = (nodes.GPU, nodes.AUDIO, OTHER)
 _LIKE: Final = {nodes.GPU: "/dev/full", OTHER: "/dev/tty"}
 _PATIENCE_S: Final = 0.002
@@ -35,7 +40,9 @@ _PATIENCE_S: Final = 0.002
 class World:
     """The node, its agent, and what both may be asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_claim: bool = False) -> None:
+        self._is_on_claim = on_claim
+        self._claimed: set[str] = set()
         self._ends = ExitStack()
         folder = self._ends.enter_context(
             TemporaryDirectory(prefix="kata-gpu-", dir=memory.folder())
@@ -53,6 +60,7 @@ class World:
         self._dirty: set[str] = set()
         self._broken: list[str] = []
         self._is_agent = False
+        self._is_turning = False
         self._is_disturbed = False
         self._failing: tuple[str, str] | None = None
         self._arrival: str | None = None
@@ -89,6 +97,14 @@ class World:
         self._judge_offers(turn)
         return turn.report
 
+    def claim(self, unit: str) -> None:
+        """Let a claim for a unit come; the agent learns of it in its next turn."""
+        self._claimed.add(unit)
+
+    def unclaim(self, unit: str) -> None:
+        """Let it go."""
+        self._claimed.discard(unit)
+
     def release(self, unit: str | None) -> Report:
         """Give one unit back, or all."""
         plan, report = self._give_back(unit)
@@ -115,7 +131,7 @@ class World:
         with suppress(Killed):
             self._do(verb)
         self._life = None
-        self._is_agent = False
+        self._is_agent = self._is_turning = False
 
     def fail(self, verb: str, store: str, address: str) -> None:
         """Let stores of a kind on a function fail while the agent works."""
@@ -233,16 +249,17 @@ class World:
             self._give_back(None)
 
     def _turn(self) -> node.Turn:
-        self._is_agent = True
+        self._is_agent = self._is_turning = True
         turn = node.converge(
             self._host,
             SETTINGS,
-            EVERY_GPU,
+            ON_CLAIM if self._is_on_claim else EVERY_GPU,
             self._journal(),
             opened=frozenset(self._opened),
+            claimed=frozenset(self._claimed),
             progress=self._step,
         )
-        self._is_agent = False
+        self._is_agent = self._is_turning = False
         return turn
 
     def _give_back(self, unit: str | None) -> tuple[Plan, Report]:
@@ -295,6 +312,9 @@ class World:
         is_cut = path.endswith(("/unbind", "/reset"))
         if is_cut and any(address in held for held in self._held.values()):
             self._broken.append(f"{path} is written while somebody has {address}")
+        is_given_back = self._is_turning and path.endswith("vfio-pci/unbind")
+        if self._is_on_claim and is_given_back and address in self._dirty & set(GPUS):
+            self._broken.append(f"{address} goes back with what its last user left")
         if path.endswith("/unbind") and address == self._arrival:
             self._arrival = None
             self.kernel.bus.functions[address].holders += 1
@@ -336,8 +356,10 @@ class World:
             is_held = any(self._mates(unit) & held for held in self._held.values())
             if unit in self._dirty and not is_held:
                 self._broken.append(f"{unit} is offered with what its last user left")
+        wanted = self._claimed if self._is_on_claim else set(GPUS)
+        self._broken += [f"{unit} is offered, and not claimed" for unit in offers.keys() - wanted]
         if not turn.plan.refusals:
-            missing = {gpu for gpu in GPUS if gpu in self.kernel.bus.functions} - offers.keys()
+            missing = wanted & self.kernel.bus.functions.keys() - offers.keys()
             self._broken += [f"{gpu} is not offered, and nobody says why" for gpu in missing]
 
     def _of_the_node(self) -> list[str]:

@@ -6,10 +6,11 @@ qemu.go ends at 16 root ports.
 
 from collections.abc import Iterable
 
-from kata_gpu.model.blueprint import KataHandler, Runtime
+from kata_gpu.model.blueprint import Blueprint, KataHandler, Runtime
 from kata_gpu.model.pci import CLASS_AUDIO, PciFunction
 from kata_gpu.model.plan import Finding, Severity
 from kata_gpu.model.platform import Platform
+from kata_gpu.model.unit import Unit
 
 
 def unit(
@@ -29,10 +30,7 @@ def unit(
                 f"{handler.name} (rust) takes one"
             )
         elif len(guests) > limit:
-            reason = (
-                f"it has {len(guests)} functions, and a VM of handler {handler.name} "
-                f"({handler.runtime}) has at most {limit} root ports"
-            )
+            reason = _too_many(len(guests), handler, limit)
         else:
             continue
         yield Finding(
@@ -41,6 +39,33 @@ def unit(
             reason=reason,
             remedy="pods that ask for it need another handler",
         )
+
+
+def bundles(blueprint: Blueprint, units: Iterable[Unit]) -> Iterable[Finding]:
+    """Warn of each handler whose VMs cannot have all units of a pool together."""
+    found = list(units)
+    for pool in blueprint.pools if blueprint.handlers else ():
+        if pool.bundle is None:
+            continue
+        from kata_gpu.plan.kata.dialect import DIALECTS  # noqa: PLC0415 - for who has handlers
+
+        count = sum(len(unit.functions) for unit in found if unit.pool == pool.name)
+        for handler in blueprint.handlers:
+            limit = DIALECTS[handler.runtime].root_ports_max
+            if count > limit:
+                yield Finding(
+                    severity=Severity.WARNING,
+                    subject=f"bundle {pool.bundle}",
+                    reason=_too_many(count, handler, limit),
+                    remedy="pods that ask for it need another handler",
+                )
+
+
+def _too_many(count: int, handler: KataHandler, limit: int) -> str:
+    return (
+        f"it has {count} functions, and a VM of handler {handler.name} ({handler.runtime}) has at "
+        f"most {limit} root ports"
+    )
 
 
 def platform(found: Platform) -> Iterable[Finding]:

@@ -59,14 +59,14 @@ def step(unit: Unit, functions: Sequence[PciFunction]) -> CleaningStep:
 def before_return(now: Situation, unit: Unit, entry: LedgerEntry) -> CleaningStep | None:
     """Return how a unit is cleaned before its host driver gets it; None if it need not, or cannot.
 
-    What is not all on VFIO any more is another driver's, and none of it is reset under that.
+    What another driver has taken already is that driver's, and is not reset under it.
     """
-    mine = [function for function in entry.functions if function.address in now.functions]
-    functions = [now.functions[function.address] for function in mine]
-    is_held = bool(now.holders(function.address for function in mine))
-    if not entry.is_used or is_held or not all(f.is_on_vfio for f in functions):
+    known = [function for function in entry.functions if function.address in now.functions]
+    ours = [function for function in known if now.is_on_vfio(function.address)]
+    is_held = bool(now.holders(function.address for function in known))
+    if not (entry.is_used and ours) or is_held or not all(map(now.is_same, known)):
         return None
-    return step(unit, functions) if all(map(now.is_same, mine)) else None
+    return step(unit, [now.functions[function.address] for function in ours])
 
 
 def may_succeed(found: CleaningStep) -> bool:

@@ -107,6 +107,14 @@ def with_virtuals(now: Situation, unit: str, moves: Iterable[Move]) -> Finding |
     return None
 
 
+def to_passing(
+    now: Situation, unit: Unit, pool: Pool, entry: LedgerEntry | None
+) -> tuple[Finding, ...]:
+    """Object to passing a unit through, whether it is done now or not before a claim comes."""
+    found = not_ours(now, unit, pool) if entry is None else changed(now, unit, entry)
+    return blocked(unit, pool) or ((found,) if found else ())
+
+
 def blocked(unit: Unit, pool: Pool) -> tuple[Finding, ...]:
     """Object for everything that keeps its groups from being given to a guest."""
     found = []

@@ -73,6 +73,7 @@ def plan(  # noqa: PLR0913 - what is, what should be, and all that the agent rem
     draft = _Draft(now, cdi_directory, notes)
     family = virtuals.plan(now, formed.refused_pools)
     draft.findings.extend((*formed.findings, *family.findings))
+    draft.findings.extend(checks.bundles(blueprint, formed.units))
     for unit in formed.units:
         is_fixed = unit.pool in formed.refused_pools or family.is_unsettled(now, unit)
         draft.consider(unit, may_move=not is_fixed)
@@ -231,24 +232,15 @@ class _Draft:
             return
         if entry is not None and not is_to_pass:
             self._unclaim(unit, entry)
-        elif self._may_be_passed(unit, pool, entry):
-            if is_to_pass:
-                self._pass_through(unit, pool, entry)
-            elif pool.resource is not None:
-                self._unclaimed.append((pool.resource, unit))
-
-    def _may_be_passed(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> bool:
-        """Tell whether nothing is in the way of passing it through, and keep what is."""
-        now = self._now
-        blockers = objections.blocked(unit, pool)
-        self.findings.extend(blockers)
-        if blockers:
-            return False
-        return not self._objects(
-            objections.not_ours(now, unit, pool)
-            if entry is None
-            else objections.changed(now, unit, entry)
-        )
+            return
+        found = objections.to_passing(now, unit, pool, entry)
+        self.findings.extend(found)
+        if found:
+            return
+        if is_to_pass:
+            self._pass_through(unit, pool, entry)
+        elif pool.resource is not None:
+            self._unclaimed.append((pool.resource, unit))
 
     def _unclaim(self, unit: Unit, entry: LedgerEntry) -> None:
         """Give back what no claim asks for any more; clean it first, as for another tenant."""
