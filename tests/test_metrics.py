@@ -1,5 +1,7 @@
 """The node as metrics: every state has a series, and nothing that a node is called breaks one."""
 
+import asyncio
+import socket
 import stat
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,6 +26,7 @@ from kata_gpu.model.report import NodeState, Outcome, Report, Result, UnitStatus
 from kata_gpu.model.unit import UnitState
 from kata_gpu.observe import client, metrics, server
 from kata_gpu.observe.metrics import Measures
+from kata_gpu.settings.agent import Endpoint
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 from tests.passthrough import SETTINGS, TEXT
@@ -251,16 +254,51 @@ def test_the_daemon_answers_with_its_latest_state(kernel: FakeKernel, events: Ev
     run_daemon(kernel, events, script)
 
 
+def test_anybody_may_read_them_where_the_settings_say_so(
+    kernel: FakeKernel, events: Events
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = replace(QUICK, metrics=Endpoint(address="127.0.0.1", port=port))
+
+    async def script(agent: Agent) -> None:
+        found = await agent.ask(ask_tcp, port, "GET /metrics")
+        assert 'kata_gpu_units{state="available"} 1.0' in found
+        for request in ("GET /v1/status", "POST /v1/clear", "POST /metrics"):
+            assert (await agent.ask(ask_tcp, port, request)).startswith("HTTP/1.1 40")
+
+    run_daemon(kernel, events, script, settings)
+
+
+def ask_tcp(port: int, request: str) -> str:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as channel:
+        channel.sendall(f"{request} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        return rest(channel).decode()
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    async def main(port: int) -> None:
+        async with server.serve_all("127.0.0.1", port, {}):
+            pass
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(HostError, match=r"cannot serve on 127.0.0.1 port \d+: "):
+            asyncio.run(main(taken.getsockname()[1]))
+
+
 def test_the_verb_prints_them(kernel: FakeKernel) -> None:
-    socket = kernel.host.path(SETTINGS.socket)
-    done = served(socket, lambda: run("metrics", "--root", kernel.host.root), routes=ROUTES)
+    path = kernel.host.path(SETTINGS.socket)
+    done = served(path, lambda: run("metrics", "--root", kernel.host.root), routes=ROUTES)
     assert (done.returncode, done.stdout) == (0, metrics.render(MEASURES).decode())
 
 
 def test_the_verb_replaces_a_file_that_anybody_may_read(kernel: FakeKernel, tmp_path: Path) -> None:
-    socket, path = kernel.host.path(SETTINGS.socket), tmp_path / "out/kata-gpu.prom"
+    served_at, path = kernel.host.path(SETTINGS.socket), tmp_path / "out/kata-gpu.prom"
     argv = ("metrics", "--root", kernel.host.root, "--output", path)
-    done = served(socket, lambda: run(*argv), routes=ROUTES)
+    done = served(served_at, lambda: run(*argv), routes=ROUTES)
     assert (done.returncode, done.stdout) == (0, "")
     assert path.read_bytes() == metrics.render(MEASURES)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644

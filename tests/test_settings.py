@@ -14,7 +14,7 @@ from kata_gpu.model.blueprint import Blueprint, KataHandler, Mode, Pool, Runtime
 from kata_gpu.model.kubernetes import PodResources
 from kata_gpu.model.pci import PciAddress
 from kata_gpu.settings import agent_file, blueprint, toml_file
-from kata_gpu.settings.agent import Kubernetes, Settings
+from kata_gpu.settings.agent import Endpoint, Kubernetes, Settings
 
 CONFIGS: Final = Path(__file__).parents[1] / "configs"
 HEAD: Final = 'schema = 1\nversion = "1"\n'
@@ -31,7 +31,7 @@ def complaint(text: str) -> str:
 
 
 def settings_of(text: str) -> Settings:
-    return Settings(**dict(toml_file.parse(text, agent_file.SettingsFile, origin="agent.toml")))
+    return toml_file.parse(text, agent_file.SettingsFile, origin="agent.toml").value()
 
 
 # What is taken
@@ -47,11 +47,12 @@ def test_the_blueprint_that_we_ship_is_valid() -> None:
 def test_the_settings_that_we_ship_are_the_defaults() -> None:
     assert agent_file.load(CONFIGS / "agent.toml") == Settings()
     shown = re.sub(r"^# (?=[a-z_]+ = |\[)", "", (CONFIGS / "agent.toml").read_text(), flags=re.M)
-    assert shown.count("\n#") < 4
+    assert shown.count("\n#") < 5
     found = settings_of(shown)
     assert found.kubernetes is not None
     assert (found.kubernetes.kubelet_directory, found.kubernetes.api) == ("/var/lib/kubelet", True)
-    assert replace(found, kubernetes=None) == Settings()
+    assert found.metrics == Endpoint(address="127.0.0.1", port=9400)
+    assert replace(found, kubernetes=None, metrics=None) == Settings()
 
 
 def test_every_key_that_the_shipped_blueprint_mentions_is_one() -> None:
@@ -410,6 +411,27 @@ def test_a_bad_setting_is_named_with_what_is_allowed(text: str, allowed: str) ->
         settings_of(text)
     assert str(caught.value).startswith(f"cannot use agent.toml: {text.partition(' ')[0]} is ")
     assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "port"),
+    [("0.0.0.0:1", "0.0.0.0", 1), ("[fe80::1]:65535", "fe80::1", 65535)],  # noqa: S104
+)
+def test_metrics_are_served_where_the_settings_say(text: str, address: str, port: int) -> None:
+    found = settings_of(f'[metrics]\nlisten = "{text}"')
+    assert found.metrics == Endpoint(address=address, port=port)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('"9400"', '":9400"', '"localhost:9400"', '"::1:9400"', '"[127.0.0.1]:9400"', "9400"),
+        *('"127.0.0.1"', '"127.0.0.1:"', '"127.0.0.1:0"', '"127.0.0.1:65536"', '"127.0.0.1:٣"'),
+    ],
+)
+def test_a_place_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidBlueprint, match=r"metrics.listen is .*expected an IP address and"):
+        settings_of(f"[metrics]\nlisten = {text}")
 
 
 @pytest.mark.parametrize(

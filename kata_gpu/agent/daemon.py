@@ -68,11 +68,14 @@ async def run(
         watching.follow(())  # first: no change between reading the blueprint and watching it
         daemon = _Daemon(host, settings, load_blueprint)
         daemon.sweep()
-        async with server.serve(
-            host.path(settings.socket),
-            {STATUS: daemon.status, METRICS: daemon.metrics},
-            commands={CLEAR: daemon.clear},
-            mode=settings.socket_mode,
+        async with (
+            server.serve(
+                host.path(settings.socket),
+                {STATUS: daemon.status, METRICS: daemon.metrics},
+                commands={CLEAR: daemon.clear},
+                mode=settings.socket_mode,
+            ),
+            _public(settings, daemon),
         ):
             with listening(sources, host.sysfs.give_up) as reasons:
                 await daemon.turn()
@@ -80,6 +83,18 @@ async def run(
                 await _turn_until_stopped(daemon, reasons, settings, watching)
             _notify("STOPPING=1")
     log.info("stopped; every device stays bound as it is")
+
+
+@asynccontextmanager
+async def _public(settings: Settings, daemon: "_Daemon") -> AsyncIterator[None]:
+    """Let anybody read the metrics, where the settings say so."""
+    if settings.metrics is None:
+        yield
+        return
+    address, port = settings.metrics.address, settings.metrics.port
+    async with server.serve_all(address, port, {METRICS: daemon.metrics}):
+        log.info("metrics are served on %s port %d", address, port)
+        yield
 
 
 @asynccontextmanager

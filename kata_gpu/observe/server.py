@@ -98,25 +98,58 @@ async def serve(
         HostError: the socket cannot be made there.
     """
     listener = _listen(path, mode)
-    slots = asyncio.Semaphore(_CONNECTIONS_MAX)
-    answers = _Answers(routes=routes, commands=commands)
-    talks: set[asyncio.Task[None]] = set()
-
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talk = asyncio.create_task(_talk(reader, writer, answers, slots, deadline_s))
-        talks.add(talk)
-        talk.add_done_callback(talks.discard)
-
-    server = await asyncio.start_unix_server(connected, sock=listener)
+    talks = _Talks(_Answers(routes=routes, commands=commands), deadline_s)
+    server = await asyncio.start_unix_server(talks.begin, sock=listener)
     try:
         yield
     finally:
         server.close()
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-        for talk in talks:
-            talk.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
+        await talks.end()
+
+
+@asynccontextmanager
+async def serve_all(
+    address: str, port: int, routes: Routes, *, deadline_s: float = _CONNECTION_DEADLINE_S
+) -> AsyncIterator[int]:
+    """Answer GET requests from anybody who reaches the TCP port; yield its number.
+
+    Raises:
+        HostError: the port cannot be had.
+    """
+    talks = _Talks(_Answers(routes=routes, commands={}), deadline_s)
+    try:
+        server = await asyncio.start_server(talks.begin, address, port)
+    except OSError as error:
+        raise HostError(f"cannot serve on {address} port {port}: {error.strerror}") from error
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        await talks.end()
+
+
+class _Talks:
+    """The conversations of one listener: so many at once, and each with a deadline."""
+
+    def __init__(self, answers: _Answers, deadline_s: float) -> None:
+        self._answers = answers
+        self._deadline_s = deadline_s
+        self._slots = asyncio.Semaphore(_CONNECTIONS_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(
+            _talk(reader, writer, self._answers, self._slots, self._deadline_s)
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def _talk(
@@ -194,7 +227,7 @@ async def _converse(
     else:
         if asked is None:
             return
-        answer = await _answer(asked, answers, _peer_uid(writer), deadline)
+        answer = await _answer(asked, answers, writer, deadline)
     text = _text(answer.document)
     data = text.content
     headers = [
@@ -249,13 +282,14 @@ def _refusal(status: int, reason: str, *headers: tuple[str, str]) -> _Answer:
 
 
 async def _answer(
-    asked: _Asked, answers: _Answers, peer_uid: int, deadline: asyncio.Timeout
+    asked: _Asked, answers: _Answers, writer: asyncio.StreamWriter, deadline: asyncio.Timeout
 ) -> _Answer:
     command = answers.commands.get(asked.target)
     if command is not None:
         if asked.method != "POST":
             reason = f"cannot {asked.method} {asked.target}: only POST is served"
             return _refusal(405, reason, ("allow", "POST"))
+        peer_uid = _peer_uid(writer)
         if peer_uid not in {0, os.geteuid()}:
             return _refusal(403, f"cannot do that for uid {peer_uid}: only root may; try sudo")
         return await _obey(command, asked.body, deadline)

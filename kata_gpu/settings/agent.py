@@ -33,6 +33,14 @@ class Kubernetes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A TCP port of one of this node's addresses."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Where the agent's files lie, below the host's root, and how often it looks."""
 
@@ -54,6 +62,9 @@ class Settings:
 
     operation_timeout_s: float = 30.0
     """How long an unbind, a bind or a reset may take before its unit counts as stuck."""
+
+    metrics: Endpoint | None = None
+    """Where anybody may read the metrics; None for the status socket alone."""
 
     kubernetes: Kubernetes | None = None
     """None where the agent has nothing to do with Kubernetes."""

@@ -1,5 +1,7 @@
 """The agent's settings file: TOML in, ``settings.agent`` out."""
 
+import contextlib
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -7,9 +9,10 @@ from typing import Annotated, Any, Final, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kata_gpu.settings import toml_file
-from kata_gpu.settings.agent import Kubernetes, Settings
+from kata_gpu.settings.agent import Endpoint, Kubernetes, Settings
 from kata_gpu.settings.toml_file import AbsolutePath, Table
 
+_PORT_MAX: Final = 65535
 SOCKET_PATH_MAX_BYTES: Final = 107  # sun_path less its final zero, unix(7)
 
 
@@ -60,6 +63,32 @@ class KubernetesTable(Table):
         return Kubernetes(**dict(self))
 
 
+def _endpoint(text: Any) -> Endpoint:
+    if isinstance(text, str):
+        address, _, port = text.rpartition(":")
+        with contextlib.suppress(ValueError):
+            return Endpoint(address=str(_address(address)), port=_port(port))
+    raise ValueError('expected an IP address and a port, such as "127.0.0.1:9400" or "[::1]:9400"')
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    if text.startswith("[") and text.endswith("]"):
+        return ipaddress.IPv6Address(text[1:-1])
+    return ipaddress.IPv4Address(text)
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,4}", text, re.ASCII) or int(text) > _PORT_MAX:
+        raise ValueError
+    return int(text)
+
+
+class MetricsTable(Table):
+    """``[metrics]``: where they are read without the status socket."""
+
+    listen: Annotated[Endpoint, BeforeValidator(_endpoint)]
+
+
 class SettingsFile(Table):
     """``agent.toml``."""
 
@@ -72,7 +101,19 @@ class SettingsFile(Table):
     rescan_interval_s: float = Field(_DEFAULTS.rescan_interval_s, ge=1, le=60)
     settle_s: float = Field(_DEFAULTS.settle_s, ge=0, le=10)
     operation_timeout_s: float = Field(_DEFAULTS.operation_timeout_s, ge=1, le=600)
+    metrics: MetricsTable | None = None
     kubernetes: KubernetesTable | None = None
+
+    def value(self) -> Settings:
+        """Return the settings."""
+        found = dict(self)
+        return Settings(
+            **{
+                **found,
+                "metrics": self.metrics and self.metrics.listen,
+                "kubernetes": self.kubernetes and self.kubernetes.value(),
+            }
+        )
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> Self:
@@ -88,6 +129,4 @@ class SettingsFile(Table):
 
 def load(path: Path) -> Settings:
     """Return the settings that the file at *path* makes; InvalidBlueprint says what is wrong."""
-    found = dict(toml_file.load(path, SettingsFile))
-    table: KubernetesTable | None = found.pop("kubernetes")
-    return Settings(**found, kubernetes=None if table is None else table.value())
+    return toml_file.load(path, SettingsFile).value()
