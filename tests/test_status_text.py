@@ -56,6 +56,34 @@ def test_the_wide_form_tells_the_last_cleaning(kernel: FakeKernel) -> None:
     assert row.endswith(f" {nodes.GPU} flr/bus: ids, BARs and link are as before")
 
 
+def test_the_wide_form_tells_how_a_unit_is_offered(kernel: FakeKernel) -> None:
+    answer = status_of(kernel)
+    assert (answer["units"][0]["offer"], answer["units"][0]["bundle"]) == ("device-plugin", None)
+    answer["units"][0] |= {"offer": "dra", "bundle": "hgx"}
+    assert "  dra, hgx  " in shown(kernel, answer, "-o", "wide").stdout
+
+
+def test_an_agent_of_before_kubernetes_is_understood(kernel: FakeKernel) -> None:
+    answer = status_of(kernel)
+    del answer["units"][0]["offer"], answer["units"][0]["bundle"]
+    assert nodes.GPU in shown(kernel, answer, "-o", "wide").stdout
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_of_an_unclaimed_unit_only_whom_a_claim_waits_for_is_told(
+    kernel: FakeKernel, is_held: bool
+) -> None:
+    answer = status_of(kernel)
+    holder = {"pid": 1, "command": "a", "device": "b", "how": "open"}
+    answer["units"][0] |= {
+        "state": "unclaimed",
+        "reason": "so it is",
+        "holders": [holder] * is_held,
+    }
+    told = f"{nodes.GPU} is unclaimed: so it is" in shown(kernel, answer).stdout
+    assert told == is_held
+
+
 def test_a_unit_that_never_had_a_user_has_no_cleaning(kernel: FakeKernel) -> None:
     done = shown(kernel, status_of(kernel), "-o", "wide")
     row = next(line for line in done.stdout.splitlines() if line.startswith(nodes.GPU))
