@@ -99,6 +99,7 @@ MEASURES: Final = Measures(
     turn_s=0.25,
     operations=2,
     set_aside=3,
+    answered={"kubelet": 5, "kept": 1},
     is_read_only=True,
 )
 
@@ -136,6 +137,7 @@ def test_the_agent_tells_how_it_is() -> None:
         "owned_files": 1,
     }
     assert {name: found[name,] for name in expected} == expected
+    assert found["pod_resources_answers_total", "kubelet"] == 5
 
 
 def test_every_state_and_severity_and_result_has_a_series() -> None:

@@ -150,6 +150,19 @@ def test_a_device_that_is_not_known_goes_by_the_names_that_kubelet_has(tmp_path:
     play(tmp_path, script)
 
 
+def test_a_device_without_a_name_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def script(scene: Scene) -> None:
+        lost = claim("c", GPU_DRIVER, [("0000-99-00-0", [])])
+        scene.kubelet.has("default", "pod", container("a", claims=[lost]))
+        assert cdi_names(await scene.get("pod")) == []
+
+    play(tmp_path, script)
+    assert (
+        "pod default/pod has device gpu.kata-passthrough.io/node-a/0000-99-00-0, which has no CDI "
+        "name: its VM does not get it"
+    ) in caplog.text
+
+
 def test_a_bundle_is_each_of_its_devices_in_order(tmp_path: Path) -> None:
     async def script(scene: Scene) -> None:
         fabric = claim("fabric", FABRIC_DRIVER, [("switches", [])])
@@ -305,6 +318,7 @@ def test_an_error_of_kubelets_keeps_its_code_and_words(tmp_path: Path) -> None:
             await scene.get("nobody")
         assert caught.value.code() is grpc.StatusCode.UNKNOWN
         assert caught.value.details() == "pod nobody in namespace default not found"
+        assert scene.proxy.answered == {"none": 1}
 
     play(tmp_path, script)
 
@@ -321,6 +335,7 @@ def test_a_pod_that_is_known_is_answered_for_while_kubelet_is_away(
             first = await scene.get("pod")
         for _ in range(3):
             assert await scene.get("pod") == first
+        assert scene.proxy.answered == {"kubelet": 1, "kept": 3}
         async with scene.kubelet.serve(scene.kubelet_path):
             scene.kubelet.has("default", "new", part)
             assert cdi_names(await scene.get("new")) == [f"{PGPU}=0000:41:00.0"]

@@ -10,8 +10,8 @@ Source: the Prometheus text format, version 0.0.4, as prometheus-client writes i
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from kata_gpu.model.plan import Severity
@@ -47,6 +47,9 @@ class Measures:
 
     set_aside: int = 0
     """Foreign files in the quarantine."""
+
+    answered: Mapping[str, int] = field(default_factory=dict)
+    """Answers to Kata by whose they were; empty where Kata asks kubelet."""
 
     is_read_only: bool = False
     is_outdated: bool = False
@@ -100,6 +103,8 @@ def _of_agent(measures: Measures) -> Iterator["Metric"]:
     yield _counter(
         "turn_failures", "Turns in which the node could not be looked at.", measures.failed_turns
     )
+    if measures.answered:
+        yield _answers(measures.answered)
     if measures.turn_s is not None:
         yield _gauge("turn_duration_seconds", "How long the last turn took.", measures.turn_s)
     yield _gauge(
@@ -177,6 +182,16 @@ def _counter(name: str, text: str, value: float) -> "Metric":
     from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 - see `render`
 
     return CounterMetricFamily(f"kata_gpu_{name}", text, value=value)
+
+
+def _answers(answered: Mapping[str, int]) -> "Metric":
+    from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 - see `render`
+
+    text = "Answers to Kata's questions which devices a pod has, by whose they were."
+    family = CounterMetricFamily("kata_gpu_pod_resources_answers", text, labels=("source",))
+    for source, count in answered.items():
+        family.add_metric((source,), count)
+    return family
 
 
 def _info(name: str, text: str, **labels: str) -> "Metric":

@@ -56,6 +56,16 @@ def add(pod: Any, ours: Ours) -> bool:
     return len(said) > before
 
 
+def nameless(pod: Any, ours: Ours) -> list[str]:
+    """Return the devices of ours in *pod* that nobody has a CDI name for: the VM gets none."""
+    return [
+        f"{resource.driver_name}/{resource.pool_name}/{resource.device_name}"
+        for container in pod.containers
+        for resource in _resources(container, ours)
+        if not any(_names(resource, ours))
+    ]
+
+
 def _said(container: Any) -> Iterator[tuple[str, str]]:
     for devices in container.devices:
         for device in devices.device_ids:
@@ -64,12 +74,14 @@ def _said(container: Any) -> Iterator[tuple[str, str]]:
 
 def _found(container: Any, ours: Ours) -> set[tuple[str, str]]:
     """Return the kind and name of each DRA device of ours that a container has."""
-    found: set[tuple[str, str]] = set()
+    return {name for resource in _resources(container, ours) for name in _names(resource, ours)}
+
+
+def _resources(container: Any, ours: Ours) -> Iterator[Any]:
     for claim in container.dynamic_resources:
         for resource in claim.claim_resources:
             if resource.driver_name in ours.drivers:
-                found.update(_names(resource, ours))
-    return found
+                yield resource
 
 
 def _names(resource: Any, ours: Ours) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -122,6 +122,8 @@ class Proxy:
         """Counts when devices changed hands: an older answer is no answer to a newer question."""
 
         self._is_reached = True
+        self.answered: Counter[str] = Counter()
+        """Answers by whose they were: "kubelet", "kept", or "none" for an error."""
 
     async def get(self, request: Message, context: Context) -> bytes:
         """Answer for one pod."""
@@ -133,7 +135,8 @@ class Proxy:
                 self._kept.forget(key)
             kept = self._kept.get(key) if error.code in _UNREACHED else None
             if kept is None:
-                return await _abort(error, context)
+                return await self._abort(error, context)
+            self.answered["kept"] += 1
             answer = kept
         else:
             if epoch == self._epoch:
@@ -168,7 +171,7 @@ class Proxy:
         try:
             return await self._ask(method, request, context)
         except _RefusedError as error:
-            return await _abort(error, context)
+            return await self._abort(error, context)
 
     async def _ask(self, method: str, request: Message, context: Context) -> bytes:
         """Return kubelet's answer; share the question with who asks the same now."""
@@ -180,9 +183,11 @@ class Proxy:
             task.add_done_callback(lambda done: self._end(key, done))
         try:
             async with asyncio.timeout(context.time_remaining()):
-                return await asyncio.shield(task)  # who gives up does so alone
+                answer = await asyncio.shield(task)  # who gives up does so alone
         except TimeoutError:
             raise self._late() from None
+        self.answered["kubelet"] += 1
+        return answer
 
     def _end(self, key: tuple[str, bytes, int], done: "asyncio.Task[bytes]") -> None:
         del self._asking[key]
@@ -221,6 +226,11 @@ class Proxy:
         else:
             log.warning("kubelet does not answer on %s: %s", self._client.path, why)
 
+    async def _abort(self, error: _RefusedError, context: Context) -> bytes:
+        self.answered["none"] += 1
+        await context.abort(error.code, error.details, error.metadata)
+        raise AssertionError("an abort raises")
+
     def _late(self) -> _RefusedError:
         return _RefusedError(
             grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -237,16 +247,21 @@ class Proxy:
         except DecodeError as error:
             log.warning("passed on an answer of kubelet's that cannot be read: %s", error)
             return answer
-        pods = message.pod_resources
-        pods = (pods,) if isinstance(pods, api.PodResources) else pods
-        added = [kata_devices.add(pod, ours) for pod in pods]
+        found = message.pod_resources
+        is_one = isinstance(found, api.PodResources)
+        added = [kata_devices.add(pod, ours) for pod in ((found,) if is_one else found)]
+        if is_one:
+            _complain(found, ours)
         changed: bytes = message.SerializeToString() if any(added) else answer
         return changed
 
 
-async def _abort(error: _RefusedError, context: Context) -> bytes:
-    await context.abort(error.code, error.details, error.metadata)
-    raise AssertionError("an abort raises")
+def _complain(pod: Any, ours: Ours) -> None:
+    for device in kata_devices.nameless(pod, ours):
+        log.warning(
+            "pod %s/%s has device %s, which has no CDI name: its VM does not get it",
+            *(pod.namespace, pod.name, device),
+        )
 
 
 class _Kept:
