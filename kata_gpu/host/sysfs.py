@@ -10,7 +10,8 @@ before it becomes a name, a path or a line of output.
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kata_gpu.errors import HostError
@@ -25,6 +26,7 @@ class Sysfs:
 
     def __init__(self, root: Path = Path("/sys"), children: Children | None = None) -> None:
         self.root = root
+        self._start = f"{root}/"
         self._children = children
 
     def read(self, path: str) -> str:
@@ -80,9 +82,20 @@ class Sysfs:
         Raises:
             EndingError: `give_up` was called.
         """
-        if self._children is not None:
-            return self._children.read(paths)
-        return {path: self._answer(path) for path in paths}
+        with self.locking(paths) as answers:
+            return answers()
+
+    @contextmanager
+    def locking(self, paths: Sequence[str]) -> Iterator[Callable[[], dict[str, Answer]]]:
+        """Begin to read what is `locked`; what this yields waits for the answers.
+
+        Whoever has something else to do meanwhile waits the less.
+        """
+        if self._children is None:
+            yield lambda: {path: self._answer(path) for path in paths}
+            return
+        with self._children.reading(paths) as answers:
+            yield answers
 
     def give_up(self) -> None:
         """Wait for no operation any more: each that runs or is asked for is an EndingError."""
@@ -154,9 +167,9 @@ class Sysfs:
 
     def _at(self, path: str) -> str:
         """Return the absolute path; ValueError for one that would leave the tree."""
-        if path.startswith("/") or ".." in path.split("/"):
+        if path.startswith("/") or (".." in path and ".." in path.split("/")):
             raise ValueError(f"not a path inside sysfs: {path!r}")
-        return f"{self.root}/{path}"
+        return self._start + path
 
 
 def is_character_device(path: Path) -> bool:

@@ -420,17 +420,22 @@ class FakeKernel(Sysfs):
                 self.tree.remove_process(function.unbinder)
                 function.unbinder = None
 
-    def locked(self, paths: Sequence[str]) -> dict[str, Answer]:
-        """Read as `Sysfs.locked` does; what an unbind that waits has locked does not answer.
+    @contextmanager
+    def locking(self, paths: Sequence[str]) -> Iterator[Callable[[], dict[str, Answer]]]:
+        """Read as `Sysfs.locking` does; what an unbind that waits has locked does not answer.
 
         So it is on Linux 6.1; later ones show driver_override without the lock.
         """
-        answers = super().locked(paths)
-        for path in paths:
-            function = self.bus.functions.get(path.split("/")[3])
-            if function is not None and function.stuck:
-                answers[path] = StuckError(f"cannot wait longer for {path}", 0)
-        return answers
+        with super().locking(paths) as answers:
+            yield lambda: {
+                path: self._unless_stuck(path, answer) for path, answer in answers().items()
+            }
+
+    def _unless_stuck(self, path: str, answer: Answer) -> Answer:
+        function = self.bus.functions.get(path.split("/")[3])
+        if function is not None and function.stuck:
+            return StuckError(f"cannot wait longer for {path}", 0)
+        return answer
 
     def _free_pid(self) -> int:
         return next(
