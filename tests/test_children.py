@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -97,6 +97,28 @@ def test_every_attribute_has_its_text_or_its_error(agent: Children, tmp_path: Pa
     answers = agent.read(["vendor", "nowhere", "empty"])
     assert (answers["vendor"], answers["empty"]) == ("0x10de", "")
     assert isinstance(answers["nowhere"], HostError)
+
+
+def test_the_first_register_of_a_device_is_one_number(agent: Children, tmp_path: Path) -> None:
+    (tmp_path / "resource0").write_bytes(bytes.fromhex("a100001800000000"))
+    assert agent.peek("resource0") == "0x180000a1"
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda file: file.touch(), "Invalid argument"),
+        (lambda file: None, "No such file"),
+        (lambda file: file.symlink_to("vendor"), ".*symbolic links"),
+    ],
+    ids=["empty", "missing", "link"],
+)
+def test_memory_that_cannot_be_mapped_is_an_error(
+    agent: Children, tmp_path: Path, make: Callable[[Path], None], why: str
+) -> None:
+    make(tmp_path / "resource0")
+    with pytest.raises(HostError, match=f"cannot read .*/resource0: {why}"):
+        agent.peek("resource0")
 
 
 def test_thousands_of_attributes_are_read_too(agent: Children, tmp_path: Path) -> None:

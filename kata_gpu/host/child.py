@@ -4,6 +4,7 @@ It is forked from a process that may have anything open, and first leaves all of
 """
 
 import errno
+import mmap
 import os
 import signal
 import struct
@@ -11,7 +12,8 @@ from typing import Final
 
 STORE: Final = b"kata-gpu-store"
 READ: Final = b"kata-gpu-read"
-NAMES: Final = frozenset({STORE.decode(), READ.decode()})
+PEEK: Final = b"kata-gpu-peek"
+NAMES: Final = frozenset(name.decode() for name in (STORE, READ, PEEK))
 _LABEL: Final = "kata-gpu:"
 FRAME: Final = struct.Struct("=iiH")
 """Number of the operation, errno, length of the text that follows."""
@@ -21,6 +23,7 @@ PID: Final = -1
 
 _LABEL_MAX_BYTES: Final = 249  # memfd_create(2)
 _ATTRIBUTE_MAX_BYTES: Final = 4096
+_REGISTER_BYTES: Final = 4
 
 
 def leave_everything(*, but: int) -> None:
@@ -64,11 +67,32 @@ def _do(request: bytes, writing: int) -> None:
         described = os.memfd_create(os.fsdecode(label[:_LABEL_MAX_BYTES]))
         code, text = 0, b""
         try:
-            text = _touch(root + b"/" + attribute, value)
+            path = root + b"/" + attribute
+            text = peek(path).encode() if name == PEEK else _touch(path, value)
         except OSError as error:
             code = error.errno or errno.EIO
         os.close(described)
         os.write(writing, FRAME.pack(number, code, len(text)) + text)
+
+
+def peek(path: bytes) -> str:
+    """Return the first register of a device's memory, through the file of its BAR.
+
+    Raises:
+        OSError: it cannot be opened or mapped.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with (
+            mmap.mmap(fd, _REGISTER_BYTES, prot=mmap.PROT_READ) as memory,
+            memoryview(memory) as view,
+            view.cast("I") as registers,  # a device need not answer for single bytes
+        ):
+            return f"{registers[0]:#010x}"
+    except ValueError as error:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from error
+    finally:
+        os.close(fd)
 
 
 def _touch(path: bytes, value: bytes) -> bytes:

@@ -5,8 +5,8 @@ store that takes the same lock waits too. So each store, and each read that take
 happens in a child that has nothing else to do. A child that is late is left to the kernel:
 it holds no descriptor of ours (one that held the VFIO node would wait for itself), and it
 says by itself what it does, so that a later agent knows it again: its name is
-``kata-gpu-store`` or ``kata-gpu-read``, and it has a nameless file open whose name is the
-attribute and the value.
+``kata-gpu-store``, ``kata-gpu-read`` or ``kata-gpu-peek``, and it has a nameless file open
+whose name is the attribute and the value.
 
 A process with threads must not fork, so `Children.start` forks a forker while there are
 none; without it this process forks by itself.
@@ -80,10 +80,22 @@ class Children:
                 process was killed.
             StuckError: it did not answer in time, and goes on; EndingError: or was not begun.
         """
-        with self._asked(child.STORE, [attribute], value) as answers:
+        self._one(child.STORE, attribute, value)
+
+    def peek(self, resource: str) -> str:
+        """Return the first register behind the file of a BAR: ``0x`` and eight hex digits.
+
+        Raises:
+            HostError, StuckError, EndingError: as for `write`.
+        """
+        return self._one(child.PEEK, resource, b"")
+
+    def _one(self, name: bytes, attribute: str, value: bytes) -> str:
+        with self._asked(name, [attribute], value) as answers:
             ((_, answer),) = answers
         if isinstance(answer, KataGpuError):
             raise answer
+        return answer
 
     def read(self, attributes: Sequence[str]) -> dict[str, Answer]:
         """Return the text of each attribute without its final newline, or why there is none.

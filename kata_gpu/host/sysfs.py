@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kata_gpu.errors import HostError
+from kata_gpu.host import child
 from kata_gpu.host.children import Answer, Children
 
 _ATTRIBUTE_MAX_BYTES = 4096  # a page, where sysfs ends every text attribute
@@ -131,6 +132,23 @@ class Sysfs:
             raise HostError(
                 f"cannot write {value!r} to {self.root / path}: {error.strerror}"
             ) from error
+
+    def peek(self, path: str) -> str:
+        """Return the first register behind the file of a BAR: ``0x`` and eight hex digits.
+
+        The device must decode its memory and be awake: one that sleeps answers only ones.
+
+        Raises:
+            HostError: it cannot be opened or mapped; under lockdown nobody may.
+            StuckError, EndingError: as for `write`.
+        """
+        at = self._at(path)
+        if self._children is not None:
+            return self._children.peek(path)
+        try:
+            return child.peek(os.fsencode(at))
+        except OSError as error:
+            raise HostError(f"cannot read {at}: {error.strerror}") from error
 
     def link(self, path: str) -> str | None:
         """Return the last component of a link's target; None when there is no link."""
