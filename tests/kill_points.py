@@ -20,18 +20,26 @@ from typing import Final
 from kata_gpu.act import executor
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
-from kata_gpu.host import Host
+from kata_gpu.host import Host, files
 from kata_gpu.host.commands import Run
-from kata_gpu.model.blueprint import Blueprint, Selector
+from kata_gpu.model.blueprint import Blueprint, KataHandler, Runtime, Selector
+from kata_gpu.model.inventory import quarantine_name, quarantined_path
 from kata_gpu.model.kubernetes import BindWhen, Door
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import PciAddress
-from kata_gpu.model.plan import Step, WriteFile
+from kata_gpu.model.plan import MoveFile, Step, WriteFile
 from kata_gpu.model.report import Outcome, Report
 from tests import invariants, memory
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 from tests.passthrough import CDI, EVERY_GPU, SETTINGS, journal_of
+
+_BASE: Final = "/opt/kata/configuration-go.toml"
+_LEFT: Final[Mapping[str, str]] = {
+    "/etc/cdi/nvidia.com-gpu.yaml": '{"cdiVersion": "0.7.0", "kind": "nvidia.com/gpu"}',
+    "/opt/kata/config.d/90-oldvendor.toml": "[hypervisor.qemu]\nno_such_key = 1\n",
+}
+"""What others left behind: a CDI file, and a drop-in beside a handler's base file."""
 
 
 class Killed(BaseException):
@@ -61,6 +69,9 @@ class Act:
 
     is_fit: bool = True
     """Whether the unit may be offered in the end."""
+
+    is_beside_others: bool = False
+    """Whether others left files that the blueprint has in quarantine while the unit is ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +130,7 @@ class Agent:
         return ToldJournal(self.kernel.host.path(SETTINGS.ledger), self.passes)
 
     def _step(self, _number: int, step: Step, outcome: Outcome | None) -> None:
-        is_change = outcome is not None and isinstance(step, WriteFile)
+        is_change = outcome is not None and isinstance(step, WriteFile | MoveFile)
         moment = "after" if is_change else "the start of" if outcome is None else "the end of"
         self.passes(f"{moment} {step.headline}")
 
@@ -145,6 +156,10 @@ class Node:
         self.kernel = shape.build(root)
         if act.is_adopted:
             _take_by_hand(self.kernel, shape)
+        for path, text in (
+            {**_LEFT, _BASE: "[hypervisor.qemu]\n"} if act.is_beside_others else {}
+        ).items():
+            self.kernel.tree.text(path[1:], text)
         functions = {a: self.kernel.bus.functions[a] for a in shape.functions}
         self.home = {a: invariants.binding(function) for a, function in functions.items()}
         self.agent = Agent(
@@ -167,7 +182,22 @@ class Node:
 
     def violations(self) -> list[str]:
         """Return what does not hold now."""
-        return invariants.violations(self.kernel, self.home)
+        return [*invariants.violations(self.kernel, self.home), *self._lost()]
+
+    def set_aside(self) -> list[str]:
+        """Return which files of others are in the quarantine."""
+        names = files.names(self.kernel.host.path(SETTINGS.quarantine))
+        return [quarantined_path(name) for name in names]
+
+    def _lost(self) -> Iterator[str]:
+        """Say which of the others' files is not as they left it, at one place."""
+        if not self._act.is_beside_others:
+            return
+        for path, text in _LEFT.items():
+            kept = f"{SETTINGS.quarantine}/{quarantine_name(path)}"
+            found = [files.read(self.kernel.host.path(place)) for place in (path, kept)]
+            if [one for one in found if one is not None] != [text]:
+                yield f"{path} reads {found[0]!r}, and in quarantine {found[1]!r}"
 
 
 def run(shape: Shape, act: Act) -> Row:
@@ -234,6 +264,8 @@ def _finish(node: Node, act: Act) -> Iterator[str]:
     offers = list(invariants.offered(node.kernel))
     if offers != [agent.shape.functions[0]] * act.is_fit:
         yield f"{offers} is offered"
+    if node.set_aside() != sorted(_LEFT) * act.is_beside_others:
+        yield f"{node.set_aside()} is in quarantine"
     yield from _rests(node, agent.converge)
     yield from _give_back(node, act)
 
@@ -243,13 +275,14 @@ def _give_back(node: Node, _act: Act) -> Iterator[str]:
     yield from (f"release failed: {failure.detail}" for failure in node.agent.release().failures)
     yield from node.violations()
     if not _is_forgotten(node):
-        yield "something is in the ledger, or the CDI spec is there"
+        yield "something is in the ledger or the quarantine, or the CDI spec is there"
     yield from _rests(node, node.agent.release)
 
 
 def _is_forgotten(node: Node) -> bool:
     is_offered = node.kernel.host.path(CDI).exists()
-    return journal_of(node.kernel.host).ledger == Ledger() and not is_offered
+    is_empty = journal_of(node.kernel.host).ledger == Ledger()
+    return is_empty and not is_offered and not node.set_aside()
 
 
 def _rests(node: Node, do: Callable[[], Report]) -> Iterator[str]:
@@ -283,12 +316,23 @@ def _take_by_hand(kernel: FakeKernel, shape: Shape) -> None:
         kernel.write("bus/pci/drivers/vfio-pci/bind", address)
 
 
+def _leave_files(kernel: FakeKernel) -> None:
+    for path, text in {**_LEFT, _BASE: "[hypervisor.qemu]\n"}.items():
+        kernel.tree.text(path[1:], text)
+
+
 def _blueprint(shape: Shape, act: Act) -> Blueprint:
-    """Return one that selects every GPU, and names what is to be adopted."""
+    """Return one that selects every GPU, and names what is to be adopted or moved away."""
     (pool,) = EVERY_GPU.pools
     if act.is_on_claim:
         offered = replace(pool, door=Door.DRA, bind=BindWhen.ON_CLAIM)
         return replace(EVERY_GPU, pools=(offered,))
+    if act.is_beside_others:
+        handler = KataHandler(name="kata", runtime=Runtime.GO, config=_BASE)
+        patterns = tuple(path.rpartition("/")[2] for path in _LEFT)
+        return replace(
+            EVERY_GPU, handlers=(handler,), cdi_quarantine=patterns, kata_quarantine=patterns
+        )
     if not act.is_adopted:
         return EVERY_GPU
     named = tuple(Selector(address=PciAddress.parse(address)) for address in shape.functions)
@@ -332,7 +376,11 @@ ACTS: Final[Mapping[str, Act]] = {
     "clean after a tenant": Act(do=Agent.converge, prepare=_use),
     "quarantine": Act(do=Agent.converge, prepare=_use_and_break, is_fit=False),
     "adopt": Act(do=Agent.converge, is_adopted=True),
+<<<<<<< HEAD
     "bind on claim": Act(do=Agent.converge, is_on_claim=True),
     "give back after a claim": Act(do=Agent.release, prepare=_bind, is_on_claim=True),
     "give back after a claim and its VM": Act(do=Agent.release, prepare=_use, is_on_claim=True),
+=======
+    "move away": Act(do=Agent.converge, is_beside_others=True),
+    "bring back": Act(do=Agent.release, prepare=_bind, is_beside_others=True),
 }

@@ -26,7 +26,7 @@ from kata_gpu.act import executor
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
 from kata_gpu.cli import change as _change  # noqa: F401 - loaded before there are forks
-from kata_gpu.host import Host, children
+from kata_gpu.host import Host, leftovers
 from kata_gpu.host.children import Children
 from kata_gpu.host.commands import run
 from kata_gpu.host.sysfs import Sysfs
@@ -293,7 +293,7 @@ def _mend(node_: Node, *, release: bool) -> Iterator[str]:
     words = ("release", "--all", "--yes") if release else ("apply", "--yes")
     status = node_.command(*words)
     if status != 0:  # what the dead agent's child still does is nobody's to disturb
-        wait_for(lambda: children.leftovers(Path("/proc")) == (), timeout_s=_TIMEOUT_S)
+        wait_for(lambda: leftovers.find(Path("/proc")) == (), timeout_s=_TIMEOUT_S)
         status = node_.command(*words)
     if status != 0:
         yield f"it is not mended: {node_.output[-1]}"

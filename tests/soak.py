@@ -15,7 +15,7 @@ from typing import Final
 
 from kata_gpu.act import executor
 from kata_gpu.agent import node
-from kata_gpu.host import children
+from kata_gpu.host import leftovers
 from kata_gpu.model.plan import Plan
 from tests.in_guest import Agent, at, driver, override, pool
 from tests.lab.inside import Machine
@@ -71,7 +71,7 @@ def _sample(done: int) -> Sample:
         trips=done,
         rss_kib=pages * os.sysconf("SC_PAGESIZE") // 1024,
         descriptors=len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - with the listing's own
-        children=len(children.leftovers(Path("/proc"))),
+        children=len(leftovers.find(Path("/proc"))),
     )
 
 

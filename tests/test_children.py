@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 
 from kata_gpu.errors import EndingError, HostError, StuckError
-from kata_gpu.host import children
+from kata_gpu.host import leftovers
 from kata_gpu.host.children import Children
 
 PROC: Final = Path("/proc")
@@ -65,7 +65,7 @@ def hanging(*attributes: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for operation in children.leftovers(PROC):
+        for operation in leftovers.find(PROC):
             if operation.attribute in names:
                 os.kill(operation.pid, signal.SIGKILL)  # which one that waits for a FIFO obeys
 
@@ -99,6 +99,28 @@ def test_every_attribute_has_its_text_or_its_error(agent: Children, tmp_path: Pa
     assert isinstance(answers["nowhere"], HostError)
 
 
+def test_the_first_register_of_a_device_is_one_number(agent: Children, tmp_path: Path) -> None:
+    (tmp_path / "resource0").write_bytes(bytes.fromhex("a100001800000000"))
+    assert agent.peek("resource0") == "0x180000a1"
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda file: file.touch(), "Invalid argument"),
+        (lambda file: None, "No such file"),
+        (lambda file: file.symlink_to("vendor"), ".*symbolic links"),
+    ],
+    ids=["empty", "missing", "link"],
+)
+def test_memory_that_cannot_be_mapped_is_an_error(
+    agent: Children, tmp_path: Path, make: Callable[[Path], None], why: str
+) -> None:
+    make(tmp_path / "resource0")
+    with pytest.raises(HostError, match=f"cannot read .*/resource0: {why}"):
+        agent.peek("resource0")
+
+
 def test_thousands_of_attributes_are_read_too(agent: Children, tmp_path: Path) -> None:
     names = [f"attribute-{number:05}-{'x' * 60}" for number in range(2000)]
     for name in names:
@@ -112,7 +134,7 @@ def test_a_store_that_hangs_is_left_to_its_child(hasty: Children, tmp_path: Path
         with pytest.raises(StuckError, match=r"cannot wait longer than 0.5 s for unbind-") as left:
             hasty.write(UNBIND, b"0000:01:00.0")
         assert PATIENCE_S <= time.monotonic() - started < 10 * PATIENCE_S
-        (operation,) = [op for op in children.leftovers(PROC) if op.pid == left.value.pid]
+        (operation,) = [op for op in leftovers.find(PROC) if op.pid == left.value.pid]
         assert (operation.attribute, operation.value) == (UNBIND, "0000:01:00.0")
         assert str(operation.address) == "0000:01:00.0"
         assert 0 < operation.age_s < 10
@@ -123,7 +145,7 @@ def test_a_newline_that_hangs_is_known_again_too(hasty: Children, tmp_path: Path
     with hanging(tmp_path / UNBIND):
         with pytest.raises(StuckError) as left:
             hasty.write(UNBIND, b"\n")
-        assert [o.value for o in children.leftovers(PROC) if o.pid == left.value.pid] == [r"\n"]
+        assert [o.value for o in leftovers.find(PROC) if o.pid == left.value.pid] == [r"\n"]
 
 
 def test_an_attribute_that_hangs_spoils_no_other(hasty: Children, tmp_path: Path) -> None:
@@ -131,7 +153,7 @@ def test_an_attribute_that_hangs_spoils_no_other(hasty: Children, tmp_path: Path
         answers = hasty.read(["vendor", UNBIND, f"{UNBIND}-too", "vendor"])
         assert answers.pop("vendor") == "0x10de"
         assert [type(answer) for answer in answers.values()] == [StuckError] * 2
-        waiting = {op.attribute for op in children.leftovers(PROC)}
+        waiting = {op.attribute for op in leftovers.find(PROC)}
         assert answers.keys() <= waiting
 
 
@@ -152,8 +174,8 @@ def test_a_child_that_is_killed_is_told_from_one_that_hangs(
 _KILLER: Final = """
 import os, signal, sys, time
 from pathlib import Path
-from kata_gpu.host import children
-while not (found := [o for o in children.leftovers(Path("/proc")) if o.attribute == sys.argv[1]]):
+from kata_gpu.host import leftovers
+while not (found := [o for o in leftovers.find(Path("/proc")) if o.attribute == sys.argv[1]]):
     time.sleep(0.01)
 os.kill(found[0].pid, signal.SIGKILL)
 """
@@ -178,7 +200,7 @@ def test_the_agent_can_end_while_a_child_hangs_and_the_next_one_knows_it(tmp_pat
             check=True,
         )
         pid = int(ended.stdout)
-        assert [op.value for op in children.leftovers(PROC) if op.pid == pid] == ["0000:01:00.0"]
+        assert [op.value for op in leftovers.find(PROC) if op.pid == pid] == ["0000:01:00.0"]
 
 
 _AGENT: Final = """
@@ -219,7 +241,7 @@ def test_an_agent_that_ends_waits_for_nothing_and_begins_nothing(tmp_path: Path)
         threading.Timer(0.2, agent.give_up).start()
         with pytest.raises(StuckError, match="the agent ends") as left:
             agent.write(UNBIND, b"0000:01:00.0")
-        assert left.value.pid in {operation.pid for operation in children.leftovers(PROC)}
+        assert left.value.pid in {operation.pid for operation in leftovers.find(PROC)}
         with pytest.raises(EndingError, match="the agent ends"):
             agent.write("vendor", b"1")
         with pytest.raises(EndingError, match="the agent ends"):
@@ -241,13 +263,13 @@ def test_a_process_that_only_bears_the_name_is_no_child_of_ours(tmp_path: Path) 
     (folder / "fd").mkdir(parents=True)
     (folder / "comm").write_text("kata-gpu-store\n")
     (folder / "fd/3").symlink_to("/memfd:something (deleted)")
-    assert children.leftovers(tmp_path) == ()
+    assert leftovers.find(tmp_path) == ()
     (folder / "fd/4").symlink_to("/memfd:kata-gpu:bus/pci/rescan=1 (deleted)")
-    (operation,) = children.leftovers(tmp_path)
+    (operation,) = leftovers.find(tmp_path)
     assert (operation.attribute, operation.value, operation.address) == (
         "bus/pci/rescan",
         "1",
         None,
     )
     os.chown(folder, 65534, 65534)
-    assert children.leftovers(tmp_path) == ()
+    assert leftovers.find(tmp_path) == ()

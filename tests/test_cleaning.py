@@ -21,6 +21,7 @@ from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 from tests.passthrough import CDI, EVERY_GPU, SETTINGS, journal_of
 
+AS_BEFORE: Final = "ids, BARs and link are as before"
 RESET: Final = f"bus/pci/devices/{nodes.GPU}/reset"
 
 
@@ -94,7 +95,7 @@ def test_when_its_vm_has_gone_it_is_withdrawn_reset_and_offered_again(kernel: Fa
     assert found.state is UnitState.AVAILABLE
     assert found.cleaned is not None
     assert found.cleaned.method == "0000:01:00.0 flr/bus"
-    assert found.cleaned.result == "ids, BARs and link are as before"
+    assert found.cleaned.result == f"{AS_BEFORE}; 0000:01:00.0 boot state 0x180000a1"
     assert not entry(kernel).is_used
     assert converge(kernel).report.outcomes == ()
 
@@ -166,14 +167,25 @@ def slow_the_link(kernel: FakeKernel) -> None:
     kernel.after_write = slow
 
 
+def fail_to_start(kernel: FakeKernel) -> None:
+    """Let the device come back with its configuration space, and without a chip behind it."""
+
+    def break_it(path: str, _value: str) -> None:
+        if path == RESET:
+            kernel.tree.show_memory(nodes.GPU, bytes.fromhex("0011d0ba"))
+
+    kernel.after_write = break_it
+
+
 FAULTS: Final[list[tuple[Callable[[FakeKernel], None], str]]] = [
     (turn_to_ones, "after its reset its vendor and device id reads ffffffff"),
     (refuse_the_reset, "Inappropriate ioctl"),
     (slow_the_link, "after its reset its link is 32.0 GT/s PCIe x4, and before"),
+    (fail_to_start, "after its reset its boot state reads 0xbad01100"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "evidence"), FAULTS, ids=["ones", "refused", "link"])
+@pytest.mark.parametrize(("fault", "evidence"), FAULTS, ids=["ones", "refused", "link", "start"])
 def test_what_is_not_as_before_is_quarantined_with_the_evidence(
     kernel: FakeKernel, fault: Callable[[FakeKernel], None], evidence: str
 ) -> None:
@@ -191,6 +203,63 @@ def test_what_is_not_as_before_is_quarantined_with_the_evidence(
     writes = len(kernel.writes)
     assert status(kernel, converge(kernel)).state is UnitState.QUARANTINED
     assert len(kernel.writes) == writes
+
+
+def test_a_gpu_that_starts_slowly_is_waited_for(kernel: FakeKernel) -> None:
+    with used(kernel):
+        pass
+    kernel.looks_before_start = 2
+    found = status(kernel, converge(kernel))
+    assert found.state is UnitState.AVAILABLE
+    assert found.cleaned is not None
+    assert found.cleaned.result.endswith("boot state 0x180000a1")
+
+
+def fall_asleep(kernel: FakeKernel) -> None:
+    kernel.tree.show(nodes.GPU, "power_state", "D3hot")
+
+
+def stop_decoding(kernel: FakeKernel) -> None:
+    header = kernel.head(f"bus/pci/devices/{nodes.GPU}/config", 4)
+    kernel.tree.show_config(nodes.GPU, header + b"\0\0")
+
+
+def lock_down(kernel: FakeKernel) -> None:
+    kernel.is_locked_down = True
+
+
+@pytest.mark.parametrize(
+    ("prevent", "why"),
+    [
+        (fall_asleep, "its power state is D3hot"),
+        (stop_decoding, "it does not decode its memory"),
+        (lock_down, "Operation not permitted"),
+    ],
+    ids=["asleep", "no-memory", "lockdown"],
+)
+def test_a_boot_state_that_cannot_be_read_is_no_failure_and_is_told(
+    kernel: FakeKernel, prevent: Callable[[FakeKernel], None], why: str
+) -> None:
+    with used(kernel):
+        pass
+    prevent(kernel)
+    found = status(kernel, converge(kernel))
+    assert found.state is UnitState.AVAILABLE
+    assert found.cleaned is not None
+    assert found.cleaned.result.startswith(f"{AS_BEFORE}; 0000:01:00.0 boot state not read: ")
+    assert found.cleaned.result.endswith(why)
+
+
+def test_of_another_vendors_gpu_no_boot_state_is_asked(tmp_path: Path) -> None:
+    kernel = nodes.three_vendors(tmp_path)
+    converge(kernel)
+    with kernel.vm_holds(nodes.AMD_GPU):
+        converge(kernel)
+    converge(kernel)
+    found = journal_of(kernel.host).ledger.entry(nodes.AMD_GPU)
+    assert found is not None
+    assert found.cleaned is not None
+    assert found.cleaned.result == AS_BEFORE
 
 
 def test_without_a_way_to_reset_it_nobody_gets_it_after_its_first_tenant(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from kata_gpu.act import binding, executor
 from kata_gpu.agent import node
 from kata_gpu.agent.node import Turn
 from kata_gpu.errors import HostError
-from kata_gpu.host import Host, children
+from kata_gpu.host import Host, leftovers
 from kata_gpu.model.blueprint import Mode
 from kata_gpu.model.ledger import Ledger, LedgerEntry, Stage
 from kata_gpu.model.pci import Binding, PciAddress
@@ -394,7 +394,7 @@ def hold_on(kernel: FakeKernel, gpu: str = nodes.GPU, store: str = "vfio-pci/unb
 def let_go(kernel: FakeKernel, gpu: str = nodes.GPU) -> None:
     kernel.on_write = None
     kernel.vm_leaves(gpu)
-    while children.leftovers(kernel.host.path("/proc")):
+    while leftovers.find(kernel.host.path("/proc")):
         time.sleep(0.001)
 
 

@@ -157,6 +157,42 @@ def test_a_process_that_is_killed_at_any_call_leaves_the_old_or_the_new(
     assert seen == renamed * [old] + (len(calls) - renamed) * [new]
 
 
+@pytest.mark.parametrize("is_near", [True, False], ids=["one file system", "another"])
+def test_a_move_that_is_killed_at_any_call_loses_nothing_and_is_finished(
+    subject: Subject, tmp_path: Path, is_near: bool
+) -> None:
+    source, target, staging = tmp_path / "file", tmp_path / "kept/file", tmp_path / "staging"
+    for folder in (target.parent, staging):
+        folder.mkdir()
+    work = partial(files.move, source, target, staging=staging)
+
+    def far(name: str, seen: list[str]) -> int:
+        seen.append(name)
+        return errno.EXDEV if name == "rename" and not is_near and seen.count(name) == 1 else 0
+
+    def killed_at(step: int) -> Answer:
+        seen: list[str] = []
+        return lambda number, name: KILL if number == step else far(name, seen)
+
+    source.write_text("theirs")
+    calls = subject.do(work, killed_at(-1)).calls
+    assert calls.count("rename") == (1 if is_near else 2)
+    for step in range(len(calls)):
+        target.unlink(missing_ok=True)
+        source.write_text("theirs")
+        with Subject() as mortal:
+            assert mortal.do(work, killed_at(step)).was_killed
+        places = [path.read_text() for path in (source, target) if path.exists()]
+        assert places == ["theirs"] or (files.is_moved(source, target) and not is_near)
+        if source.exists():
+            files.move(source, target, staging=staging)
+        files.sweep(staging)
+        assert target.read_text() == "theirs"
+        assert not source.exists()
+        assert only(target.parent, target)
+        assert list(staging.iterdir()) == []
+
+
 @every_error
 def test_a_removal_that_fails_is_told(subject: Subject, tmp_path: Path, error: int) -> None:
     for step, name in enumerate(("open", "unlink", "fsync", "close")):

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from kata_gpu.act.journal import Journal
-from kata_gpu.host import children
+from kata_gpu.host import leftovers
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.report import Result
 from kata_gpu.model.unit import UnitState
@@ -49,7 +49,7 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 
 
 def hanging() -> tuple[Operation, ...]:
-    return children.leftovers(Path("/proc"))
+    return leftovers.find(Path("/proc"))
 
 
 def state(daemon: Daemon, unit: str) -> str:

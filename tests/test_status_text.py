@@ -53,7 +53,9 @@ def test_the_wide_form_tells_the_last_cleaning(kernel: FakeKernel) -> None:
     header = next(line for line in done.stdout.splitlines() if line.startswith("UNIT"))
     row = next(line for line in done.stdout.splitlines() if line.startswith(nodes.GPU))
     assert header.split()[-1] == "CLEANED"
-    assert row.endswith(f" {nodes.GPU} flr/bus: ids, BARs and link are as before")
+    assert row.endswith(
+        f" {nodes.GPU} flr/bus: ids, BARs and link are as before; {nodes.GPU} boot state 0x180000a1"
+    )
 
 
 def test_the_wide_form_tells_how_a_unit_is_offered(kernel: FakeKernel) -> None:

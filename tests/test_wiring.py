@@ -13,10 +13,9 @@ from kata_gpu.act import executor
 from kata_gpu.agent import node
 from kata_gpu.agent.node import Turn
 from kata_gpu.errors import HostError, InvalidBlueprint
-from kata_gpu.model.blueprint import Blueprint, Restart
+from kata_gpu.model.blueprint import Blueprint, Restart, RuntimeKind
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.plan import RestartService, Severity, WriteFile
-from kata_gpu.model.runtime import RuntimeKind
 from kata_gpu.settings import blueprint
 from tests import passthrough
 from tests.kernel import nodes

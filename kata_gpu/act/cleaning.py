@@ -8,6 +8,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Final
 
+from kata_gpu.act import boot_state
 from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HostError, VerificationError
@@ -39,16 +40,18 @@ def clean(host: Host, step: CleanUnit, journal: Journal, looks: Looks) -> None:
         StuckError: a reset does not return.
     """
     looks.refuse_if_held([reset.address for reset in step.resets])
+    found = ["ids, BARs and link are as before"]
     try:
         for reset in step.resets:
             if reset.methods:
                 _reset(host.sysfs, reset.address)
+                state = boot_state.verify(host.sysfs, reset.address)
+                found += [] if state is None else [f"{reset.address} {state}"]
     except (HostError, VerificationError) as failure:
         record = Cleaning(at=datetime.now(UTC), method=_methods(step), result=str(failure))
         journal.amend(step.unit, cleaned=record, quarantine=str(failure))
         raise
-    result = "ids, BARs and link are as before"
-    record = Cleaning(at=datetime.now(UTC), method=_methods(step), result=result)
+    record = Cleaning(at=datetime.now(UTC), method=_methods(step), result="; ".join(found))
     journal.amend(step.unit, cleaned=record, is_used=False)
 
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kata_gpu import __version__
 from kata_gpu.act.journal import Journal
@@ -24,6 +24,7 @@ from kata_gpu.agent.node import Turn
 from kata_gpu.discover import kata
 from kata_gpu.errors import EndingError, HeldError, HostError, KataGpuError, LedgerError
 from kata_gpu.host import Host, files, locks, systemd
+from kata_gpu.host.detour import Guardian
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.plan import Setback
@@ -33,6 +34,9 @@ from kata_gpu.observe import metrics, server
 from kata_gpu.observe.document import document
 from kata_gpu.observe.metrics import Measures
 from kata_gpu.settings.agent import Settings
+
+if TYPE_CHECKING:
+    from kata_gpu.agent.kubernetes import Publishing, Turned
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +56,12 @@ async def run(
     sources: Sources,
     *,
     waits: bool = False,
+    guardian: Guardian | None = None,
 ) -> None:
     """Hold the node to the blueprint until SIGTERM or SIGINT; SIGHUP reads it again.
 
     So does a change to its file. One that *waits* begins when the agent before it has ended.
+    With a *guardian* Kata is led through this agent; without, it asks kubelet.
 
     Raises:
         HeldError: another agent holds this node, or serves the status socket.
@@ -66,7 +72,7 @@ async def run(
         _sweep(host, settings)
         watching = Watching(sources)
         watching.follow(())  # first: no change between reading the blueprint and watching it
-        daemon = _Daemon(host, settings, load_blueprint)
+        daemon = _Daemon(host, settings, load_blueprint, guardian)
         daemon.sweep()
         async with (
             server.serve(
@@ -78,9 +84,11 @@ async def run(
             _public(settings, daemon),
         ):
             with listening(sources, host.sysfs.give_up) as reasons:
+                daemon.wake = reasons.wake.set
                 await daemon.turn()
-                _notify(f"READY=1\nSTATUS={daemon.summary()}")
-                await _turn_until_stopped(daemon, reasons, settings, watching)
+                async with daemon.publishing():
+                    _notify(f"READY=1\nSTATUS={daemon.summary()}")
+                    await _turn_until_stopped(daemon, reasons, settings, watching)
             _notify("STOPPING=1")
     log.info("stopped; every device stays bound as it is")
 
@@ -146,6 +154,7 @@ async def _turn_until_stopped(
         if watching.follow(daemon.watchable()):
             reasons.wake.set()
         await _wait(reasons.wake, settings.rescan_interval_s)
+        daemon.hear()
         await _wait(reasons.stop, settings.settle_s)  # let what belongs together arrive
         reasons.wake.clear()
         if reasons.stop.is_set():
@@ -170,7 +179,16 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
 class _Daemon:
     """The state between turns: the blueprint in force, the ledger, and the latest answer."""
 
-    def __init__(self, host: Host, settings: Settings, load_blueprint: LoadBlueprint) -> None:
+    def __init__(
+        self,
+        host: Host,
+        settings: Settings,
+        load_blueprint: LoadBlueprint,
+        guardian: Guardian | None,
+    ) -> None:
+        self.wake: Callable[[], None] = lambda: None
+        """Asks for a turn soon."""
+
         self._host = host
         self._settings = settings
         self._load_blueprint = load_blueprint
@@ -185,6 +203,8 @@ class _Daemon:
         self._complaint: str | None = None
         self._trouble: str | None = None
         self._turning = asyncio.Lock()
+        self._next: asyncio.Task[None] | None = None
+        self._publishing = self._open_publishing(guardian)
         self._measures = Measures(version=__version__, state=None)
 
     def sweep(self) -> None:
@@ -203,37 +223,53 @@ class _Daemon:
         last state stays, with the reason beside it.
         """
         async with self._turning:
-            self._number += 1
-            hopeless = self._not_yet()
-            units = self._units_of(opened)
-            started_at = time.monotonic()
-            try:
-                turn = await asyncio.to_thread(self._take, hopeless, units)
-            except EndingError as error:
-                log.info("left turn %d: %s", self._number, error)
-                return
-            except KataGpuError as error:
-                if self._state is None:
-                    raise
-                self._trouble = str(error)
-                failed = self._measures.failed_turns + 1
-                self._measures = replace(self._measures, failed_turns=failed)
-                log.error("skipped turn %d: %s", self._number, error)  # noqa: TRY400 - no bug
-                return
-            self._trouble = None
-            self._remember(turn, hopeless)
-            if turn.taken:
-                self._last_report = turn.report
-            before = self._state
-            self._state = self._describe(turn)
-            self._watchman.learn(turn, self._state)
-            self._measures = replace(
-                self._measures,
-                turn_s=time.monotonic() - started_at,
-                operations=len(turn.inventory.operations),
-                set_aside=len(turn.inventory.set_aside),
-            )
-            _log_changes(before, self._state)
+            await self._turn(opened)
+
+    async def look(self) -> None:
+        """Take a turn that begins after this call; those who ask meanwhile share it."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._take_next())
+        await asyncio.shield(self._next)
+
+    async def _take_next(self) -> None:
+        async with self._turning:
+            self._next = None  # what is asked for from now on, this turn may not see
+            await self._turn(())
+
+    async def _turn(self, opened: Iterable[str]) -> None:
+        self._number += 1
+        hopeless = self._not_yet()
+        units = self._units_of(opened)
+        started_at = time.monotonic()
+        try:
+            turn = await asyncio.to_thread(self._take, hopeless, units)
+        except EndingError as error:
+            log.info("left turn %d: %s", self._number, error)
+            return
+        except KataGpuError as error:
+            if self._state is None:
+                raise
+            self._trouble = str(error)
+            failed = self._measures.failed_turns + 1
+            self._measures = replace(self._measures, failed_turns=failed)
+            log.error("skipped turn %d: %s", self._number, error)  # noqa: TRY400 - no bug
+            return
+        self._trouble = None
+        self._remember(turn, hopeless)
+        if turn.taken:
+            self._last_report = turn.report
+        before = self._state
+        self._state = self._describe(turn)
+        self._watchman.learn(turn, self._state)
+        self._measures = replace(
+            self._measures,
+            turn_s=time.monotonic() - started_at,
+            operations=len(turn.inventory.operations),
+            set_aside=len(turn.inventory.set_aside),
+        )
+        _log_changes(before, self._state)
+        if self._publishing is not None:
+            self._publishing.update(self._turned(turn, self._state))
 
     def _take(self, hopeless: Mapping[str, Setback], opened: frozenset[str]) -> Turn:
         """Do what the blueprint asks for; only look where the ledger cannot be trusted."""
@@ -254,14 +290,61 @@ class _Daemon:
             failed={**hopeless, **self._watchman.contested()},
             opened=opened,
             kept=self._watchman.kept(self._blueprint.drift),
+            claimed=None if self._publishing is None else self._publishing.claimed(),
         )
+
+    def _open_publishing(self, guardian: Guardian | None) -> "Publishing | None":
+        if self._settings.kubernetes is None:
+            return None
+        from kata_gpu.agent.kubernetes import Publishing  # noqa: PLC0415 - grpc, for who serves
+
+        kubernetes = self._settings.kubernetes
+        return Publishing(self._host, kubernetes, self.look, self._ask, guardian=guardian)
+
+    def _ask(self) -> None:
+        self.wake()  # which is known when the daemon listens
+
+    @asynccontextmanager
+    async def publishing(self) -> AsyncIterator[None]:
+        """Offer what there is to Kubernetes until the block ends, where the settings say so."""
+        if self._publishing is None:
+            yield
+            return
+        async with self._publishing.serve():
+            yield
+
+    def hear(self) -> None:
+        """Pass on that something was heard, be it kubelet's socket."""
+        if self._publishing is not None:
+            self._publishing.hear()
+
+    def _turned(self, turn: Turn, state: NodeState) -> "Turned":
+        from kata_gpu.agent.kubernetes import Turned  # noqa: PLC0415 - as above
+        from kata_gpu.plan import kubernetes  # noqa: PLC0415
+
+        return Turned(
+            blueprint=self._blueprint,
+            state=state,
+            devices=kubernetes.devices(
+                self._blueprint,
+                turn.inventory,
+                self._ledger,
+                state.units,
+                cdi_directory=self._settings.cdi_directory,
+            ),
+            groups=turn.inventory.by_group(),
+        )
+
+    @property
+    def _ledger(self) -> Ledger:
+        return Ledger() if self._journal is None else self._journal.ledger
 
     def _describe(self, turn: Turn) -> NodeState:
         return node.describe(
             turn,
             self._settings,
             self._blueprint,
-            Ledger() if self._journal is None else self._journal.ledger,
+            self._ledger,
             number=self._number,
             last_report=self._last_report,
         )
@@ -308,6 +391,8 @@ class _Daemon:
             answer["blueprint_error"] = self._complaint
         if self._trouble:
             answer["turn_error"] = self._trouble
+        if self._publishing is not None:
+            answer["kubernetes"] = document(self._publishing.status())
         return answer if self._state is None else {**answer, **document(self._state)}
 
     def metrics(self) -> server.Text:

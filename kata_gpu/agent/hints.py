@@ -140,7 +140,15 @@ def paths_to_watch(host: Host, settings: Settings, state: NodeState) -> tuple[Pa
         *(host.path(base.config) for base in state.kata),
         *(host.path(f"{base.directory}/config.d") for base in state.kata if base.directory),
         *(path for unit in state.units for path in _of_unit(host, unit)),
+        *_of_kubelet(host, settings),
     )
+
+
+def _of_kubelet(host: Host, settings: Settings) -> Iterator[Path]:
+    """Yield the socket that kubelet makes anew when it starts."""
+    if settings.kubernetes is not None:
+        directory = settings.kubernetes.kubelet_directory
+        yield host.path(f"{directory}/device-plugins/kubelet.sock")
 
 
 def _of_unit(host: Host, unit: UnitStatus) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from kata_gpu.discover import inventory as discover
 from kata_gpu.discover import quarantine, runtimes, vfio
 from kata_gpu.discover.cdi import read as read_cdi
 from kata_gpu.errors import HostError, LedgerError
-from kata_gpu.host import Host, children, files, holders
+from kata_gpu.host import Host, files, holders, leftovers
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Cleaning, Ledger
@@ -105,7 +105,7 @@ def look(host: Host, settings: Settings, blueprint: Blueprint, ledger: Ledger) -
         interest=interest,
         handlers={handler.name: handler.config for handler in blueprint.handlers},
         paths=(*specs, *ledger.files, *wiring.paths(found_runtimes)),
-        operations=children.leftovers(host.path("/proc")),
+        operations=leftovers.find(host.path("/proc")),
     )
     addresses = [function.address for function in found.functions if not function.is_bridge]
     users = holders.find(host, addresses)

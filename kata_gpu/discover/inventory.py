@@ -7,7 +7,8 @@ between is a problem in the inventory: it never spoils the others.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -15,16 +16,16 @@ from typing import TYPE_CHECKING, Final
 from kata_gpu.discover import functions, platform
 from kata_gpu.discover.functions import DEVICES, Place, UnreadableFunctionError
 from kata_gpu.errors import HostError, StuckError
-from kata_gpu.host import Host, children, files, pci_ids, sriov
+from kata_gpu.host import Host, files, pci_ids, sriov
 from kata_gpu.host.children import Answer
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.model.inventory import FileContent, Inventory, KataBase, Problem
 from kata_gpu.model.iommu import IommuGroup
-from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import Identity, PciAddress, PciFunction
 
 if TYPE_CHECKING:
     from kata_gpu.model.kata import Configuration
+    from kata_gpu.model.operation import Operation
 
 Interest = Callable[[Identity], bool]
 
@@ -45,7 +46,7 @@ def collect(
     interest: Interest = is_accelerator,
     handlers: Mapping[str, str] | None = None,
     paths: Iterable[str] = (),
-    operations: tuple[Operation, ...] = (),
+    operations: "tuple[Operation, ...]" = (),
 ) -> Inventory:
     """Look at the host once.
 
@@ -57,31 +58,24 @@ def collect(
     problems: list[Problem] = []
     places = _places(host.sysfs, problems)
     wanted = _that_matter(host.sysfs, places, interest)
-    overrides = _overrides(host.sysfs, wanted, operations)
+    near = [places[address] for address in sorted(wanted)]
+    with _overrides(host.sysfs, wanted, operations) as answers:
+        numbers = {place.group for place in near if place.group is not None}
+        groups = {number: _group(host.sysfs, number) for number in sorted(numbers)}
+        facts, unknown = platform.read(host)
+        overrides = answers()
     if any(isinstance(answer, StuckError) for answer in overrides.values()):
-        operations = children.leftovers(host.path("/proc"))
-    slots = functions.slots(host.sysfs)
-    found: list[PciFunction] = []
-    with pci_ids.opened(host.root) as names:
-        for address in sorted(wanted):
-            try:
-                function = functions.details(
-                    host.sysfs,
-                    places[address],
-                    names,
-                    overrides[address],
-                    slot=slots.get(address.slot),
-                )
-                uuid = None if function.serial else _uuid(host, function)
-                found.append(function if uuid is None else replace(function, serial=uuid))
-            except UnreadableFunctionError as error:
-                problems.append(Problem(subject=str(address), reason=str(error)))
-    numbers = {f.iommu_group for f in found if f.iommu_group is not None}
-    facts, unknown = platform.read(host)
+        from kata_gpu.host import leftovers  # noqa: PLC0415 - there are hardly ever any
+
+        operations = leftovers.find(host.path("/proc"))
+    found = tuple(_functions(host, near, overrides, problems))
+    known = {function.iommu_group for function in found}
+    theirs = [group for number, group in groups.items() if number in known]
+    problems += [group for group in theirs if isinstance(group, Problem)]
     bases, configurations = _kata(host, handlers) if handlers else ((), ())
     return Inventory(
-        functions=tuple(found),
-        groups=tuple(_groups(host.sysfs, sorted(numbers), problems)),
+        functions=found,
+        groups=tuple(group for group in theirs if isinstance(group, IommuGroup)),
         platform=facts,
         kata=bases,
         files=tuple(
@@ -118,16 +112,39 @@ def _uuid(host: Host, function: PciFunction) -> str | None:
     return None if match is None else match[1]
 
 
+@contextmanager
 def _overrides(
-    sysfs: Sysfs, wanted: Iterable[PciAddress], operations: Iterable[Operation]
-) -> dict[PciAddress, Answer]:
+    sysfs: Sysfs, wanted: Iterable[PciAddress], operations: "Iterable[Operation]"
+) -> Iterator[Callable[[], dict[PciAddress, Answer]]]:
+    """Begin to read the overrides; what this yields waits for them."""
     hung = {op.address: StuckError(f"cannot read it: {op}", op.pid) for op in operations}
     asked = {functions.override_path(address): address for address in wanted if address not in hung}
-    answers = sysfs.locked(list(asked))
-    return {
-        **{address: error for address, error in hung.items() if address is not None},
-        **{address: answers[path] for path, address in asked.items()},
-    }
+    with sysfs.locking(list(asked)) as answers:
+        yield lambda: {
+            **{address: error for address, error in hung.items() if address is not None},
+            **{asked[path]: answer for path, answer in answers().items()},
+        }
+
+
+def _functions(
+    host: Host,
+    near: Iterable[Place],
+    overrides: Mapping[PciAddress, Answer],
+    problems: list[Problem],
+) -> Iterator[PciFunction]:
+    slots = functions.slots(host.sysfs)
+    with pci_ids.opened(host.root) as names:
+        for place in near:
+            address = place.identity.address
+            slot = slots.get(address.slot)
+            try:
+                function = functions.details(
+                    host.sysfs, place, names, overrides[address], slot=slot
+                )
+                uuid = None if function.serial else _uuid(host, function)
+                yield function if uuid is None else replace(function, serial=uuid)
+            except UnreadableFunctionError as error:
+                problems.append(Problem(subject=str(address), reason=str(error)))
 
 
 def _places(sysfs: Sysfs, problems: list[Problem]) -> dict[PciAddress, Place]:
@@ -175,24 +192,23 @@ def _neighbourhood(where: Place) -> tuple[int, ...]:
     return (address.domain, address.bus) if where.bridges else address.slot
 
 
-def _groups(sysfs: Sysfs, numbers: Iterable[int], problems: list[Problem]) -> Iterable[IommuGroup]:
-    for number in numbers:
-        directory = f"{_GROUPS}/{number}"
-        try:
-            members = sysfs.names(f"{directory}/devices")
-            found = sysfs.attributes(directory, ("type", "reserved_regions", "name"))
-            yield IommuGroup(
-                number=number,
-                members=tuple(sorted(PciAddress.parse(name) for name in members)),
-                domain_type=found.get("type"),
-                has_direct_region=any(
-                    line.split()[-1:] == [_DIRECT]
-                    for line in found.get("reserved_regions", "").split("\n")
-                ),
-                is_noiommu=found.get("name") == _NOIOMMU,
-            )
-        except (HostError, ValueError) as error:
-            problems.append(Problem(subject=f"group {number}", reason=str(error)))
+def _group(sysfs: Sysfs, number: int) -> IommuGroup | Problem:
+    directory = f"{_GROUPS}/{number}"
+    try:
+        members = sysfs.names(f"{directory}/devices")
+        found = sysfs.attributes(directory, ("type", "reserved_regions", "name"))
+        return IommuGroup(
+            number=number,
+            members=tuple(sorted(PciAddress.parse(name) for name in members)),
+            domain_type=found.get("type"),
+            has_direct_region=any(
+                line.split()[-1:] == [_DIRECT]
+                for line in found.get("reserved_regions", "").split("\n")
+            ),
+            is_noiommu=found.get("name") == _NOIOMMU,
+        )
+    except (HostError, ValueError) as error:
+        return Problem(subject=f"group {number}", reason=str(error))
 
 
 def _contents(host: Host, paths: Iterable[str], problems: list[Problem]) -> Iterable[FileContent]:

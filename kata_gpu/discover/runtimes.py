@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host, files, paths, services
+from kata_gpu.model.blueprint import RuntimeKind
 from kata_gpu.model.runtime import (
     PLACES,
     ContainerRuntime,
     Place,
     RuntimeFile,
-    RuntimeKind,
     Target,
 )
 

@@ -30,7 +30,7 @@ from typing import Final, NoReturn
 
 from kata_gpu.errors import HostError
 from kata_gpu.host import files
-from kata_gpu.host.children import leave_everything
+from kata_gpu.host.child import leave_everything
 
 _STEM: Final = "pod-resources-"
 _OWN: Final = re.compile(r"pod-resources-[0-9a-f]{8}\.sock", re.ASCII)

@@ -10,10 +10,12 @@ before it becomes a name, a path or a line of output.
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kata_gpu.errors import HostError
+from kata_gpu.host import child
 from kata_gpu.host.children import Answer, Children
 
 _ATTRIBUTE_MAX_BYTES = 4096  # a page, where sysfs ends every text attribute
@@ -25,6 +27,7 @@ class Sysfs:
 
     def __init__(self, root: Path = Path("/sys"), children: Children | None = None) -> None:
         self.root = root
+        self._start = f"{root}/"
         self._children = children
 
     def read(self, path: str) -> str:
@@ -80,9 +83,20 @@ class Sysfs:
         Raises:
             EndingError: `give_up` was called.
         """
-        if self._children is not None:
-            return self._children.read(paths)
-        return {path: self._answer(path) for path in paths}
+        with self.locking(paths) as answers:
+            return answers()
+
+    @contextmanager
+    def locking(self, paths: Sequence[str]) -> Iterator[Callable[[], dict[str, Answer]]]:
+        """Begin to read what is `locked`; what this yields waits for the answers.
+
+        Whoever has something else to do meanwhile waits the less.
+        """
+        if self._children is None:
+            yield lambda: {path: self._answer(path) for path in paths}
+            return
+        with self._children.reading(paths) as answers:
+            yield answers
 
     def give_up(self) -> None:
         """Wait for no operation any more: each that runs or is asked for is an EndingError."""
@@ -119,6 +133,23 @@ class Sysfs:
                 f"cannot write {value!r} to {self.root / path}: {error.strerror}"
             ) from error
 
+    def peek(self, path: str) -> str:
+        """Return the first register behind the file of a BAR: ``0x`` and eight hex digits.
+
+        The device must decode its memory and be awake: one that sleeps answers only ones.
+
+        Raises:
+            HostError: it cannot be opened or mapped; under lockdown nobody may.
+            StuckError, EndingError: as for `write`.
+        """
+        at = self._at(path)
+        if self._children is not None:
+            return self._children.peek(path)
+        try:
+            return child.peek(os.fsencode(at))
+        except OSError as error:
+            raise HostError(f"cannot read {at}: {error.strerror}") from error
+
     def link(self, path: str) -> str | None:
         """Return the last component of a link's target; None when there is no link."""
         target = self.target(path)
@@ -154,9 +185,9 @@ class Sysfs:
 
     def _at(self, path: str) -> str:
         """Return the absolute path; ValueError for one that would leave the tree."""
-        if path.startswith("/") or ".." in path.split("/"):
+        if path.startswith("/") or (".." in path and ".." in path.split("/")):
             raise ValueError(f"not a path inside sysfs: {path!r}")
-        return f"{self.root}/{path}"
+        return self._start + path
 
 
 def is_character_device(path: Path) -> bool:

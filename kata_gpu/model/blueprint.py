@@ -10,7 +10,6 @@ from typing import Final
 
 from kata_gpu.model.kubernetes import BindWhen, Door, PodResources
 from kata_gpu.model.pci import Identity, PciAddress, PciFunction
-from kata_gpu.model.runtime import RuntimeKind
 
 SCHEMA: Final = 1
 
@@ -180,6 +179,17 @@ def tee_of(name: str) -> str:
     """
     words = name.split("-")
     return next((tee for tee in ("snp", "tdx") if tee in words), "none")
+
+
+class RuntimeKind(StrEnum):
+    """Who brings and configures the container runtime."""
+
+    CONTAINERD = "containerd"
+    K3S = "k3s"
+    RKE2 = "rke2"
+    K0S = "k0s"
+    MICROK8S = "microk8s"
+    CRIO = "crio"
 
 
 class Restart(StrEnum):

@@ -1,21 +1,21 @@
 """The inventory: what is on this node, as of one moment, with what could not be read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from kata_gpu.model.cdi import CdiSpecs
-from kata_gpu.model.holder import Holder
 from kata_gpu.model.iommu import IommuGroup
-from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.platform import Platform
-from kata_gpu.model.vfio import VfioDriver
 
 if TYPE_CHECKING:  # `kata-gpu inventory` need not pay for them
+    from kata_gpu.model.cdi import CdiSpecs
+    from kata_gpu.model.holder import Holder
     from kata_gpu.model.kata import Configuration
+    from kata_gpu.model.operation import Operation
     from kata_gpu.model.runtime import ContainerRuntime
+    from kata_gpu.model.vfio import VfioDriver
 
 DROP_IN_NAME: Final = "60-kata-gpu.toml"
 """Our file in ``config.d``: kata-deploy owns the numbers 10 to 50 and leaves 51 to 89 to others."""
@@ -101,21 +101,21 @@ class Inventory:
     platform: Platform
     kata: tuple[KataBase, ...]
     files: tuple[FileContent, ...]
-    holders: Mapping[PciAddress, tuple[Holder, ...]]
+    holders: "Mapping[PciAddress, tuple[Holder, ...]]"
     """Who has each function that somebody has; the others are not in it."""
 
-    operations: tuple[Operation, ...]
+    operations: "tuple[Operation, ...]"
     """What hangs in the kernel: a function that one is about has no binding to rely on."""
 
     problems: tuple[Problem, ...]
     read_at: datetime  # UTC
-    vfio_drivers: tuple[VfioDriver, ...] = ()
+    vfio_drivers: "tuple[VfioDriver, ...]" = ()
     """For each function but bridges, by address; empty where they were not looked for."""
 
     configurations: "tuple[Configuration, ...]" = ()
     """Of *kata*, each real base file once."""
-    cdi: CdiSpecs = field(default_factory=CdiSpecs)
-    """Everybody's CDI files; none where they were not looked for."""
+    cdi: "CdiSpecs | None" = None
+    """Everybody's CDI files; None where they were not looked for."""
 
     quarantine: str | None = None
     """Where foreign files are moved to; None where it was not looked for."""

@@ -6,20 +6,10 @@ of k3s, RKE2, k0s and CRI-O.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
-
-class RuntimeKind(StrEnum):
-    """Who brings and configures the container runtime."""
-
-    CONTAINERD = "containerd"
-    K3S = "k3s"
-    RKE2 = "rke2"
-    K0S = "k0s"
-    MICROK8S = "microk8s"
-    CRIO = "crio"
+from kata_gpu.model.blueprint import RuntimeKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,10 @@ def document(value: Any) -> Any:
     match value:
         case tuple() | list():
             return [document(item) for item in value]
-        case PciAddress():
-            return str(value)
-        case Enum():
-            return value.value
+        case dict():
+            return {str(key): document(item) for key, item in value.items()}
+        case PciAddress() | Enum():
+            return str(value.value if isinstance(value, Enum) else value)
         case datetime():
             return value.isoformat(timespec="milliseconds")
         case _ if dataclasses.is_dataclass(value):

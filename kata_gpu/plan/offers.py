@@ -80,6 +80,8 @@ def bundled(
 def _rival(now: Situation, kind: str) -> CdiFile | None:
     """Return somebody else's file of that *kind* in our directory; None without one."""
     specs = now.inventory.cdi
+    if specs is None:
+        return None
     for file in specs.files:
         is_near = file.directory == specs.ours
         if is_near and not cdi.is_ours(specs.ours, file.path) and _kind(file) == kind:
@@ -116,10 +118,13 @@ def _no_cdev(unit: Unit) -> Finding:
 
 def _everybody(now: Situation, handlers: Iterable[KataHandler]) -> Iterable[Finding]:
     """Warn of each file, whoever wrote it, that stops every pod of a runtime that is in use."""
+    specs = now.inventory.cdi
+    if specs is None:
+        return
     runtimes = tuple({handler.runtime for handler in handlers} or set(Runtime))
     told: dict[str, list[CdiFault]] = {}
-    for fault in cdi.judge(now.inventory.cdi, runtimes):
-        if not cdi.is_ours(now.inventory.cdi.ours, fault.file) and _stopped(fault, runtimes):
+    for fault in cdi.judge(specs, runtimes):
+        if not cdi.is_ours(specs.ours, fault.file) and _stopped(fault, runtimes):
             told.setdefault(fault.file, []).append(fault)
     for path, faults in told.items():
         first = faults[0]

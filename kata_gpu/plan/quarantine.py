@@ -72,6 +72,8 @@ def release(now: Situation) -> tuple[MoveFile, ...]:
 
 def _specs(now: Situation) -> Iterator[_Match]:
     specs = now.inventory.cdi
+    if specs is None:
+        return
     for file in specs.files:
         folder, _, last = file.path.rpartition("/")
         if folder != file.directory or cdi.is_ours(specs.ours, file.path):

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator
 
-from kata_gpu.model.blueprint import Restart, RuntimeHandler, Wiring
-from kata_gpu.model.runtime import RuntimeKind
+from kata_gpu.model.blueprint import Restart, RuntimeHandler, RuntimeKind, Wiring
 from kata_gpu.settings.toml_file import AbsolutePath, Table
 
 _NAME: Final = re.compile(r"kata-gpu(-[a-z0-9]([a-z0-9-]{0,52}[a-z0-9])?)?")

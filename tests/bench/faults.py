@@ -16,7 +16,8 @@ The agent is killed before and after every store, every change of the ledger, ev
 every step, which is before and after every file too. At each point the next agent once finishes
 and once gives back. It survived when nothing that `tests/invariants.py` says was ever broken, the
 unit reached its target or its original driver, nothing of ours was left after a release, and a
-second run had nothing to do.
+second run had nothing to do. What others left behind, and the blueprint has in quarantine, was at
+every point at one place, and as they left it.
 
 Made by `scripts/bench faults --write`; `tests/test_kill_points.py` runs all of it.
 """

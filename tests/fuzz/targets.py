@@ -23,7 +23,7 @@ from kata_gpu.cli import explain_pod, output
 from kata_gpu.discover import cdi as discovered_cdi
 from kata_gpu.discover import functions, pods
 from kata_gpu.errors import HostError, InvalidBlueprint, KataGpuError, LedgerError
-from kata_gpu.host import Host, children, modules
+from kata_gpu.host import Host, leftovers, modules
 from kata_gpu.host.pci_ids import PciIds
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.host.uevents import Uevents
@@ -296,7 +296,7 @@ def processes(data: bytes, folder: Path) -> None:
     link.unlink(missing_ok=True)
     with suppress(ValueError, OSError):  # no link holds that
         link.symlink_to("/memfd:kata-gpu:" + os.fsdecode(label))
-    for operation in children.leftovers(folder / "proc"):
+    for operation in leftovers.find(folder / "proc"):
         assert operation.pid == 4242
         assert str(operation).isprintable(), operation
         assert operation.address is None or str(operation.address) in os.fsdecode(data)

@@ -85,6 +85,10 @@ class FakeKernel(Sysfs):
         """Whether every write fails with EACCES, as for a user that is not root."""
         self.on_write: Callable[[str, str], None] | None = None
         """Called with each write before the kernel sees it; what it raises ends the write."""
+        self.is_locked_down = False
+        self.looks_before_start = 0
+        """How often a device's memory is read after its reset before it answers."""
+
         self.after_write: Callable[[str, str], None] | None = None
         """Called with each write that the kernel has accepted."""
         self.on_run: Callable[[tuple[str, ...]], str] | None = None
@@ -420,17 +424,33 @@ class FakeKernel(Sysfs):
                 self.tree.remove_process(function.unbinder)
                 function.unbinder = None
 
-    def locked(self, paths: Sequence[str]) -> dict[str, Answer]:
-        """Read as `Sysfs.locked` does; what an unbind that waits has locked does not answer.
+    @contextmanager
+    def locking(self, paths: Sequence[str]) -> Iterator[Callable[[], dict[str, Answer]]]:
+        """Read as `Sysfs.locking` does; what an unbind that waits has locked does not answer.
 
         So it is on Linux 6.1; later ones show driver_override without the lock.
         """
-        answers = super().locked(paths)
-        for path in paths:
-            function = self.bus.functions.get(path.split("/")[3])
-            if function is not None and function.stuck:
-                answers[path] = StuckError(f"cannot wait longer for {path}", 0)
-        return answers
+        with super().locking(paths) as answers:
+            yield lambda: {
+                path: self._unless_stuck(path, answer) for path, answer in answers().items()
+            }
+
+    def peek(self, path: str) -> str:
+        """Read as `Sysfs.peek` does; a function that sleeps, or decodes nothing, reads as ones."""
+        device = path.rpartition("/")[0]
+        is_decoding = self.head(f"{device}/config", 6)[4] & 0x02
+        state = super().peek(path)
+        if self.is_locked_down:
+            raise HostError(f"cannot read {path}: {os.strerror(errno.EPERM)}")
+        self.looks_before_start -= 1
+        is_awake = is_decoding and self.read(f"{device}/power_state") == "D0"
+        return state if is_awake and self.looks_before_start < 0 else "0xffffffff"
+
+    def _unless_stuck(self, path: str, answer: Answer) -> Answer:
+        function = self.bus.functions.get(path.split("/")[3])
+        if function is not None and function.stuck:
+            return StuckError(f"cannot wait longer for {path}", 0)
+        return answer
 
     def _free_pid(self) -> int:
         return next(

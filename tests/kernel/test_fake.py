@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kata_gpu.errors import HostError, StuckError
-from kata_gpu.host import children, holders
+from kata_gpu.host import holders, leftovers
 from kata_gpu.model.pci import PciAddress
 from tests.kernel import nodes
 from tests.kernel.answers import WouldBlockForever
@@ -207,7 +207,7 @@ def test_an_unbind_that_waits_hides_the_driver_at_once_and_keeps_the_node(
     with kernel.vm_holds(GPU):
         with pytest.raises(StuckError) as left:
             kernel.write("bus/pci/drivers/vfio-pci/unbind", GPU)
-        (operation,) = children.leftovers(kernel.host.path("/proc"))
+        (operation,) = leftovers.find(kernel.host.path("/proc"))
         assert (operation.pid, str(operation.address)) == (left.value.pid, GPU)
         assert driver(kernel) is None
         assert node.exists()
@@ -215,7 +215,7 @@ def test_an_unbind_that_waits_hides_the_driver_at_once_and_keeps_the_node(
         assert isinstance(kernel.locked([override])[override], StuckError)
         with pytest.raises(WouldBlockForever):
             kernel.write(BIND, GPU)
-    while children.leftovers(kernel.host.path("/proc")):
+    while leftovers.find(kernel.host.path("/proc")):
         time.sleep(0.001)
     assert not node.exists()
     kernel.write(BIND, GPU)

@@ -27,6 +27,7 @@ _BRIDGE_RESOURCES: Final = 17
 
 _NO_RESOURCE: Final = " ".join(["0x0000000000000000"] * 3)
 
+_BOOT_STATE: Final = bytes.fromhex("a1000018")  # an H100's NV_PMC_BOOT_0, little-endian
 _RESERVED: Final = "0x00000000fee00000 0x00000000feefffff msi\n"
 _RESERVED_DIRECT: Final = "0x0000000079a00000 0x0000000079afffff direct\n"
 
@@ -112,6 +113,8 @@ class Tree:
             self._put(home / "sriov_numvfs", "0\n", READ_WRITE)
             self._put(home / "sriov_drivers_autoprobe", "1\n", READ_WRITE)
         (home / "config").write_bytes(_config(spec))
+        if spec.bars and spec.physfn is None:
+            self._put_memory(home, _BOOT_STATE)
         _link(home / "subsystem", self.sys / "bus/pci")
         _link(self.sys / "bus/pci/devices" / spec.address, home)
         self.show_driver(spec, None)
@@ -140,6 +143,13 @@ class Tree:
         """Change the first bytes of a function's config space."""
         file = self._homes[address] / "config"
         file.write_bytes(header + file.read_bytes()[len(header) :])
+
+    def show_memory(self, address: str, start: bytes) -> None:
+        """Change the first bytes that a function's first BAR reads as."""
+        self._put_memory(self._homes[address], start)
+
+    def _put_memory(self, home: Path, start: bytes) -> None:
+        (home / "resource0").write_bytes(start.ljust(4096, b"\0"))
 
     def show_bus(self, attribute: str, content: str) -> None:
         """Change what an attribute of the bus reads as."""

@@ -6,7 +6,7 @@ from typing import Final
 from kata_gpu.discover import platform
 from kata_gpu.discover.node_facts.known import known, text
 from kata_gpu.errors import HostError
-from kata_gpu.host import Host, children
+from kata_gpu.host import Host, leftovers
 from kata_gpu.model.node_facts import Hugepages, KernelFacts
 
 _PAGES: Final = re.compile(r"hugepages-([0-9]{1,12})kB")
@@ -28,7 +28,7 @@ def read(host: Host) -> KernelFacts:
         unsafe_interrupts=known(lambda: _flag(host, _UNSAFE)),
         noiommu_mode=known(lambda: _flag(host, _NOIOMMU)),
         taint=known(lambda: int(text(host, "/proc/sys/kernel/tainted"))),
-        operations=known(lambda: children.leftovers(host.path("/proc"))),
+        operations=known(lambda: leftovers.find(host.path("/proc"))),
         hugepages=known(lambda: _hugepages(host)),
         tee_parameters=known(
             lambda: tuple((name, _parameter(host, path)) for name, path in _TEES.items())

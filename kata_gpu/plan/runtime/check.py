@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from kata_gpu.model.blueprint import Blueprint
-from kata_gpu.model.runtime import ContainerRuntime, RuntimeKind, Target, Wire
+from kata_gpu.model.blueprint import Blueprint, RuntimeKind
+from kata_gpu.model.runtime import ContainerRuntime, Target, Wire
 from kata_gpu.plan.runtime import classes, handlers, soundness, spot, tables, wiring
 from kata_gpu.plan.runtime.handlers import FoundHandler
 from kata_gpu.plan.runtime.spot import Spot

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kata_gpu.model.runtime import ContainerRuntime, RuntimeFile, RuntimeKind
+from kata_gpu.model.blueprint import RuntimeKind
+from kata_gpu.model.runtime import ContainerRuntime, RuntimeFile
 
 CRI_V2: Final = "io.containerd.grpc.v1.cri"
 CRI_V3: Final = "io.containerd.cri.v1.runtime"

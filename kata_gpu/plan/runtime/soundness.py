@@ -6,7 +6,8 @@ whose worker refuses one of any other version than its own.
 
 from collections.abc import Iterable
 
-from kata_gpu.model.runtime import ContainerRuntime, RuntimeKind
+from kata_gpu.model.blueprint import RuntimeKind
+from kata_gpu.model.runtime import ContainerRuntime
 from kata_gpu.plan.runtime import handlers
 
 

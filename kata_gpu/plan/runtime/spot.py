@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from kata_gpu.model.runtime import ContainerRuntime, RuntimeFile, RuntimeKind
+from kata_gpu.model.blueprint import RuntimeKind
+from kata_gpu.model.runtime import ContainerRuntime, RuntimeFile
 from kata_gpu.plan.runtime import handlers
 
 NAME: Final = "kata-gpu.toml"

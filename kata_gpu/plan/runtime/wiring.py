@@ -4,7 +4,14 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from kata_gpu.model.blueprint import Blueprint, KataHandler, Restart, RuntimeHandler, Wiring
+from kata_gpu.model.blueprint import (
+    Blueprint,
+    KataHandler,
+    Restart,
+    RuntimeHandler,
+    RuntimeKind,
+    Wiring,
+)
 from kata_gpu.model.plan import (
     Finding,
     RemoveFile,
@@ -13,7 +20,7 @@ from kata_gpu.model.plan import (
     Step,
     WriteFile,
 )
-from kata_gpu.model.runtime import ContainerRuntime, RuntimeKind
+from kata_gpu.model.runtime import ContainerRuntime
 from kata_gpu.plan.runtime import handlers, soundness, spot, tables
 from kata_gpu.plan.runtime.spot import Obstacle, Spot
 from kata_gpu.plan.situation import Situation
