@@ -67,6 +67,23 @@ def test_a_class_selects_what_it_is_for_and_nothing_else(name: str, selected: se
     assert {key for key, d in DEVICES.items() if cel.selects(CLASS[name], d)} == selected
 
 
+def test_the_driver_holds_a_confidential_gpu_to_it_when_the_claim_is_prepared() -> None:
+    configs = {
+        d["metadata"]["name"]: d["spec"].get("config") for _, d in ALL if d["kind"] == "DeviceClass"
+    }
+    (config,) = configs.pop("kata-gpu-confidential")
+    assert config["opaque"] == {
+        "driver": GPU_DRIVER,
+        "parameters": {
+            "apiVersion": "gpu.kata-passthrough.io/v1alpha1",
+            "kind": "KataGpuConfig",
+            "confidential": "required",
+            "requireReset": True,
+        },
+    }
+    assert set(configs.values()) == {None}
+
+
 def test_no_class_ends_an_allocation_by_a_device_that_lacks_an_attribute() -> None:
     for expression in CLASS.values():
         for driver in (GPU_DRIVER, FABRIC_DRIVER, "nic.example.com"):

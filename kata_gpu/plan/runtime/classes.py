@@ -105,12 +105,28 @@ kubelet takes from one side alone, and each class has the implicit name
 """
 
 
+_CONFIG: Final[Mapping[str, Document]] = {
+    "kata-gpu-confidential": {
+        "apiVersion": f"{GPU_DRIVER}/v1alpha1",
+        "kind": "KataGpuConfig",
+        "confidential": "required",
+        "requireReset": True,
+    },
+}
+"""What the driver holds a device of the class to when its claim is prepared, which may be long
+after it was selected."""
+
+
 def _device_class(name: str, expression: str) -> Document:
+    spec: dict[str, Any] = {"selectors": [{"cel": {"expression": expression}}]}
+    if name in _CONFIG:
+        opaque = {"driver": GPU_DRIVER, "parameters": dict(_CONFIG[name])}
+        spec["config"] = [{"opaque": opaque}]
     return {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "DeviceClass",
         "metadata": _metadata(name),
-        "spec": {"selectors": [{"cel": {"expression": expression}}]},
+        "spec": spec,
     }
 
 
