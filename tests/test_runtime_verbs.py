@@ -212,6 +212,7 @@ def test_the_three_classes_are_shipped() -> None:
     }
     assert {d["metadata"]["name"] for d in found.values() if d["kind"] == "DeviceClass"} == {
         "kata-gpu",
+        "kata-gpu-bundle",
         "kata-gpu-confidential",
         "kata-fabric",
     }
@@ -228,7 +229,7 @@ def test_writing_again_writes_nothing(root: Path, tmp_path: Path) -> None:
     first = run("runtime", "render", "--root", root, "--directory", out).stdout
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     second = run("runtime", "render", "--root", root, "--directory", out).stdout
-    assert len(first.splitlines()) == len(times) == 4
+    assert len(first.splitlines()) == len(times) == 5
     assert second == ""
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
 

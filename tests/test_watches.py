@@ -167,6 +167,46 @@ def test_who_opens_a_device_node_is_heard_and_who_closes_it(watches: Watches) ->
     os.close(ours)
 
 
+def test_a_node_that_may_not_be_watched_is_heard_through_its_directory() -> None:
+    """Nobody may read this terminal, as no container may read a node of VFIO."""
+    script = """
+import os, sys
+from pathlib import Path
+from kata_gpu.host.watches import Watches
+node, absent = sys.argv[1], "/dev/pts/999999"
+if not os.getuid():
+    os.setuid(65534)
+with Watches.open() as watches:
+    assert watches.watch([Path(absent), Path(node)])
+    assert not watches.watch([Path(absent), Path(node)])
+    os.listdir("/dev/pts")
+    assert watches.drain() == ()
+    print("watching", flush=True)
+    sys.stdin.readline()
+    for hint in watches.drain():
+        print(hint.text, hint.changed == node, hint.opened == node)
+"""
+    ours, theirs = pty.openpty()
+    other, others = pty.openpty()
+    node = os.ttyname(theirs)
+    Path(node).chmod(0)
+    with subprocess.Popen(
+        [sys.executable, "-c", script, node],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "watching\n"
+        Path(node).chmod(0o600)
+        for path in (node, os.ttyname(others)):
+            os.close(os.open(path, os.O_RDWR | os.O_NOCTTY))
+        said, _ = child.communicate("\n", timeout=10)
+    for descriptor in (ours, theirs, other, others):
+        os.close(descriptor)
+    assert said.splitlines() == [f"open {node!r} True True", f"close_write {node!r} True False"]
+
+
 # What is not
 
 

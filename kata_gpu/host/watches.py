@@ -4,7 +4,9 @@ A file is watched by its name in its directory, and so is every link on the way 
 replacement by rename is heard, and the swap of a link as kubelet updates a ConfigMap. Where
 nothing is yet, the nearest directory there is tells of the next part of the path. Of a
 directory every entry counts; of a device node who opens and closes it, through whatever
-mount of the same file system.
+mount of the same file system. In a container the control group of devices forbids even to watch
+a node; its directory tells the same, so it is watched instead, unless it is /dev itself, where
+somebody opens something all the time.
 
 Reading makes no hint. Our own writes do: a turn that changed something is followed by one
 that finds nothing to do, writes nothing, and so is the last. Temporaries of ours are not
@@ -39,7 +41,11 @@ _CHANGES: Final = (
     | flags.DELETE_SELF
     | flags.MOVE_SELF
 )
-_USES: Final = flags.OPEN | flags.CLOSE_WRITE | flags.CLOSE_NOWRITE | flags.DELETE_SELF
+_LOOKS: Final = flags.OPEN | flags.CLOSE_WRITE | flags.CLOSE_NOWRITE
+_USES: Final = _LOOKS | flags.DELETE_SELF
+_USES_BELOW: Final = _LOOKS | flags.CREATE | flags.DELETE
+_ALL: Final = _CHANGES | _USES | _USES_BELOW
+_BUSY: Final = "/dev"
 _LINKS_MAX: Final = 40  # as many as the kernel follows
 _WALKS_MAX: Final = 3
 
@@ -117,13 +123,13 @@ class Watches:
         is_new = False
         refusal: tuple[_Spot, OSError] | None = None
         for path in wanted:
-            for spot in _spots(path):
+            for wish in _spots(path):
                 try:
-                    number = self._inotify.add_watch(spot.at, spot.mask)
+                    number, spot = self._add(wish)
                 except FileNotFoundError:
                     is_new = True  # gone since: the next walk finds what is there instead
                 except OSError as error:
-                    refusal = refusal or (spot, error)
+                    refusal = refusal or (wish, error)
                 else:
                     is_new |= (spot, path) not in self._watched.get(number, {})
                     watched.setdefault(number, {})[spot, path] = None
@@ -133,6 +139,19 @@ class Watches:
         if refusal is not None:
             raise _cannot_watch(*refusal)
         return is_new
+
+    def _add(self, spot: _Spot) -> tuple[int, _Spot]:
+        """Watch a spot, or the directory of a node that may not be; return which it was.
+
+        What is wanted of an inode adds up, so that no other wish for it is missed meanwhile.
+        """
+        try:
+            return self._inotify.add_watch(spot.at, spot.mask | flags.MASK_ADD), spot
+        except PermissionError:
+            folder, name = os.path.split(spot.at)
+            if spot.mask != _USES or folder == _BUSY:
+                raise
+            return self._add(_Spot(folder, _USES_BELOW, name))
 
     def _forget(self, number: int) -> None:
         try:
@@ -151,11 +170,15 @@ class Watches:
         if event.name.startswith(files.TEMPORARY):
             return
         what = " ".join(flag.name.lower() for flag in flags.from_mask(event.mask))
+        if event.mask & flags.ISDIR and event.mask & _LOOKS:
+            return  # reading a directory, as we do ourselves
         for spot, path in self._watched.get(event.wd, {}):
+            if event.mask & _ALL and not event.mask & spot.mask:
+                continue  # wanted for another spot of this inode
             if event.name and spot.name not in {None, event.name}:
                 continue
             where = os.path.join(spot.at, event.name) if event.name else spot.at
-            is_opened = spot.mask == _USES and event.mask & flags.OPEN
+            is_opened = event.mask & flags.OPEN
             yield Hint(text=f"{what} {where!r}", changed=path, opened=path if is_opened else None)
 
 

@@ -83,21 +83,50 @@ def _runtime_class(found: RuntimeClass) -> Document:
     }
 
 
+_OF_GPU: Final = f"device.attributes['{GPU_DRIVER}']"
+_ONE: Final = f"device.driver == '{GPU_DRIVER}' && {_OF_GPU}.?unit.orValue('') != 'bundle'"
 _CEL: Final = {
-    "kata-gpu": f"device.driver == '{GPU_DRIVER}'",
-    "kata-gpu-confidential": f"device.driver == '{GPU_DRIVER}' && "
-    f"device.attributes['{GPU_DRIVER}'].?confidential.orValue(false)",
+    "kata-gpu": f"{_ONE} && {_OF_GPU}.?ccMode.orValue('off') == 'off'",
+    "kata-gpu-bundle": f"device.driver == '{GPU_DRIVER}' && "
+    f"{_OF_GPU}.?unit.orValue('') == 'bundle'",
+    "kata-gpu-confidential": f"{_ONE} && {_OF_GPU}.?confidential.orValue(false)",
     "kata-fabric": f"device.driver == '{FABRIC_DRIVER}'",
 }
-"""An attribute that a device has not would be an error that ends the allocation, without ``?``."""
+"""What each class selects; the driver comes first, as it ends the search for most devices.
+
+An attribute that a device has not would be an error that ends the allocation, without ``?``.
+A bundle is a device beside its members: who asks for a GPU must not be given the whole board.
+A GPU in a confidential mode works in no other VM. Which TEE it is says the RuntimeClass, by
+labels of the node, so there is a class for all of them.
+
+None has an ``extendedResourceName``: the pool's resource is the device plugin's name, which
+kubelet takes from one side alone, and each class has the implicit name
+``deviceclass.resource.kubernetes.io/NAME`` anyhow.
+"""
+
+
+_CONFIG: Final[Mapping[str, Document]] = {
+    "kata-gpu-confidential": {
+        "apiVersion": f"{GPU_DRIVER}/v1alpha1",
+        "kind": "KataGpuConfig",
+        "confidential": "required",
+        "requireReset": True,
+    },
+}
+"""What the driver holds a device of the class to when its claim is prepared, which may be long
+after it was selected."""
 
 
 def _device_class(name: str, expression: str) -> Document:
+    spec: dict[str, Any] = {"selectors": [{"cel": {"expression": expression}}]}
+    if name in _CONFIG:
+        opaque = {"driver": GPU_DRIVER, "parameters": dict(_CONFIG[name])}
+        spec["config"] = [{"opaque": opaque}]
     return {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "DeviceClass",
         "metadata": _metadata(name),
-        "spec": {"selectors": [{"cel": {"expression": expression}}]},
+        "spec": spec,
     }
 
 
