@@ -376,11 +376,9 @@ ACTS: Final[Mapping[str, Act]] = {
     "clean after a tenant": Act(do=Agent.converge, prepare=_use),
     "quarantine": Act(do=Agent.converge, prepare=_use_and_break, is_fit=False),
     "adopt": Act(do=Agent.converge, is_adopted=True),
-<<<<<<< HEAD
     "bind on claim": Act(do=Agent.converge, is_on_claim=True),
     "give back after a claim": Act(do=Agent.release, prepare=_bind, is_on_claim=True),
     "give back after a claim and its VM": Act(do=Agent.release, prepare=_use, is_on_claim=True),
-=======
     "move away": Act(do=Agent.converge, is_beside_others=True),
     "bring back": Act(do=Agent.release, prepare=_bind, is_beside_others=True),
 }
