@@ -1,10 +1,11 @@
 """What kubelet is told of devices, and what a pod is given, over real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
@@ -21,11 +22,19 @@ from kata_gpu.publish.kubelet.device_plugin import (
     socket_prefix,
 )
 from kata_gpu.publish.kubelet.protos import device_plugin_v1beta1_pb2 as pb
+from tests import memory
 from tests.kubelet.device_manager import AdmissionError, DeviceManager, kubelet
 from tests.kubelet.plugin_agent import RESOURCE, PluginAgent, agent, gpu, gpus
 
 NODES = Grant()
 Story = Callable[[DeviceManager, PluginAgent], Awaitable[None]]
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """Make a folder with a short path, as a socket's must be."""
+    with TemporaryDirectory(prefix="k-", dir=memory.folder()) as folder:
+        yield Path(folder)
 
 
 def with_kubelet(root: Path, story: Story, *devices: Device, grant: Grant = NODES) -> None:
@@ -53,7 +62,7 @@ def nodes(answer: pb.ContainerAllocateResponse) -> list[str]:
 # The list
 
 
-def test_a_device_that_vanishes_is_unhealthy_and_not_dropped(tmp_path: Path) -> None:
+def test_a_device_that_vanishes_is_unhealthy_and_not_dropped(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         ours.has(gpu(0))
         await offered(manager, 1)
@@ -65,10 +74,10 @@ def test_a_device_that_vanishes_is_unhealthy_and_not_dropped(tmp_path: Path) -> 
         ours.has(*gpus(3))
         await offered(manager, 3)
 
-    with_kubelet(tmp_path, story, *gpus(2))
+    with_kubelet(root, story, *gpus(2))
 
 
-def test_a_device_goes_down_and_comes_back(tmp_path: Path) -> None:
+def test_a_device_goes_down_and_comes_back(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         for _ in range(20):
             ours.has(gpu(0), gpu(1, is_healthy=False, reason="quarantined"))
@@ -76,10 +85,10 @@ def test_a_device_goes_down_and_comes_back(tmp_path: Path) -> None:
             ours.has(*gpus(2))
             await offered(manager, 2)
 
-    with_kubelet(tmp_path, story, *gpus(2))
+    with_kubelet(root, story, *gpus(2))
 
 
-def test_kubelet_hears_nothing_while_nothing_changes_for_it(tmp_path: Path) -> None:
+def test_kubelet_hears_nothing_while_nothing_changes_for_it(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         for number in range(5):
             ours.has(*(replace(device, reason=f"reason {number}") for device in gpus(2)))
@@ -89,10 +98,10 @@ def test_kubelet_hears_nothing_while_nothing_changes_for_it(tmp_path: Path) -> N
         await offered(manager, 3)
         assert len(manager.lists[RESOURCE]) == 2
 
-    with_kubelet(tmp_path, story, *gpus(2))
+    with_kubelet(root, story, *gpus(2))
 
 
-def test_topology_is_one_numa_node_or_none(tmp_path: Path) -> None:
+def test_topology_is_one_numa_node_or_none(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         assert manager.topology[RESOURCE] == {
             gpu(0).id: (0,),
@@ -101,28 +110,28 @@ def test_topology_is_one_numa_node_or_none(tmp_path: Path) -> None:
             gpu(10).id: (),
         }
 
-    with_kubelet(tmp_path, story, gpu(0), gpu(8), gpu(9, numa_node=None), gpu(10, numa_node=-1))
+    with_kubelet(root, story, gpu(0), gpu(8), gpu(9, numa_node=None), gpu(10, numa_node=-1))
 
 
-def test_the_list_is_in_the_order_of_ids(tmp_path: Path) -> None:
+def test_the_list_is_in_the_order_of_ids(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         known = list(manager.lists[RESOURCE][-1])
         assert known == sorted(known)
 
-    with_kubelet(tmp_path, story, *reversed(gpus(40)))
+    with_kubelet(root, story, *reversed(gpus(40)))
 
 
-def test_each_resource_has_a_plugin_of_its_own(tmp_path: Path) -> None:
+def test_each_resource_has_a_plugin_of_its_own(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         ours.has(gpu(0), gpu(1, resource="amd.com/pgpu"))
         await offered(manager, 1)
         await offered(manager, 1, "amd.com/pgpu")
         assert manager.capacity(RESOURCE) == 2
 
-    with_kubelet(tmp_path, story, *gpus(2))
+    with_kubelet(root, story, *gpus(2))
 
 
-def test_what_goes_through_another_door_is_not_listed(tmp_path: Path) -> None:
+def test_what_goes_through_another_door_is_not_listed(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         assert manager.capacity(RESOURCE) == 1
         ours.has(gpu(0, door=Door.DRA), gpu(1, door=Door.DRA))
@@ -131,7 +140,7 @@ def test_what_goes_through_another_door_is_not_listed(tmp_path: Path) -> None:
             await manager.admit("pod", "main", RESOURCE, 1)
 
     async def main() -> None:
-        async with kubelet(tmp_path) as manager, agent(tmp_path) as ours:
+        async with kubelet(root) as manager, agent(root) as ours:
             ours.has(gpu(0), gpu(1, door=Door.NONE))
             await offered(manager, 1)
             await story(manager, ours)
@@ -139,7 +148,7 @@ def test_what_goes_through_another_door_is_not_listed(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_many_devices_are_listed_and_given(tmp_path: Path) -> None:
+def test_many_devices_are_listed_and_given(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         for number in range(40):
             answer = await manager.admit(f"pod-{number}", "main", RESOURCE, 4)
@@ -147,13 +156,13 @@ def test_many_devices_are_listed_and_given(tmp_path: Path) -> None:
         given = [name for number in range(40) for name in manager.devices_of(f"pod-{number}")]
         assert len(set(given)) == 160
 
-    with_kubelet(tmp_path, story, *gpus(160))
+    with_kubelet(root, story, *gpus(160))
 
 
 # Allocate
 
 
-def test_a_pod_gets_the_nodes_of_its_device(tmp_path: Path) -> None:
+def test_a_pod_gets_the_nodes_of_its_device(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         answer = await manager.admit("pod", "main", RESOURCE, 1)
         (given,) = answer.devices
@@ -162,10 +171,10 @@ def test_a_pod_gets_the_nodes_of_its_device(tmp_path: Path) -> None:
         answer.ClearField("devices")
         assert answer == pb.ContainerAllocateResponse()
 
-    with_kubelet(tmp_path, story, gpu(0))
+    with_kubelet(root, story, gpu(0))
 
 
-def test_eight_come_in_the_order_of_ids_and_each_node_once(tmp_path: Path) -> None:
+def test_eight_come_in_the_order_of_ids_and_each_node_once(root: Path) -> None:
     shared = [gpu(n, nodes=(f"/dev/vfio/{n // 2}", f"/dev/vfio/x{n}")) for n in range(8)]
 
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
@@ -173,10 +182,10 @@ def test_eight_come_in_the_order_of_ids_and_each_node_once(tmp_path: Path) -> No
         assert found == list(dict.fromkeys(node for device in shared for node in device.nodes))
         assert len(found) == 12
 
-    with_kubelet(tmp_path, story, *shared)
+    with_kubelet(root, story, *shared)
 
 
-def test_a_bundle_is_one_device_with_all_its_nodes(tmp_path: Path) -> None:
+def test_a_bundle_is_one_device_with_all_its_nodes(root: Path) -> None:
     board = gpu(
         0,
         id="hgx-0",
@@ -189,11 +198,11 @@ def test_a_bundle_is_one_device_with_all_its_nodes(tmp_path: Path) -> None:
         assert len(nodes(await manager.admit("pod", "main", RESOURCE, 1))) == 12
         assert manager.devices_of("pod") == ("hgx-0",)
 
-    with_kubelet(tmp_path, story, board)
+    with_kubelet(root, story, board)
 
 
 def test_legacy_groups_come_without_the_control_node_unless_it_is_asked_for(
-    tmp_path: Path,
+    root: Path,
 ) -> None:
     async def alone(manager: DeviceManager, _ours: PluginAgent) -> None:
         assert nodes(await manager.admit("pod", "main", RESOURCE, 1)) == ["/dev/vfio/84"]
@@ -204,37 +213,37 @@ def test_legacy_groups_come_without_the_control_node_unless_it_is_asked_for(
 
     legacy = gpu(0, nodes=("/dev/vfio/84",))
     other = gpu(1, nodes=("/dev/vfio/noiommu-2",))
-    with_kubelet(tmp_path / "a", alone, legacy)
-    with_kubelet(tmp_path / "b", together, legacy, other, grant=Grant(control_node=True))
+    with_kubelet(root / "a", alone, legacy)
+    with_kubelet(root / "b", together, legacy, other, grant=Grant(control_node=True))
 
 
-def test_cdevs_come_without_the_control_node_always(tmp_path: Path) -> None:
+def test_cdevs_come_without_the_control_node_always(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         answer = await manager.admit("pod", "main", RESOURCE, 1)
         assert nodes(answer) == ["/dev/vfio/devices/vfio0"]
 
-    with_kubelet(tmp_path, story, gpu(0), grant=Grant(control_node=True))
+    with_kubelet(root, story, gpu(0), grant=Grant(control_node=True))
 
 
-def test_cdi_names_are_told_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_cdi_names_are_told_where_they_are_asked_for(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         answer = await manager.admit("pod", "main", RESOURCE, 1)
         assert [device.name for device in answer.cdi_devices] == [f"{RESOURCE}={gpu(0).id}"]
         assert nodes(answer) == ["/dev/vfio/devices/vfio0"]
 
-    with_kubelet(tmp_path, story, gpu(0), grant=Grant(cdi_names=True))
+    with_kubelet(root, story, gpu(0), grant=Grant(cdi_names=True))
 
 
-def test_kubelet_takes_the_devices_that_are_preferred(tmp_path: Path) -> None:
+def test_kubelet_takes_the_devices_that_are_preferred(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         await manager.admit("one", "main", RESOURCE, 1)
         await manager.admit("four", "main", RESOURCE, 4)
         assert manager.devices_of("four") == tuple(gpu(n).id for n in range(4, 8))
 
-    with_kubelet(tmp_path, story, *gpus(8))
+    with_kubelet(root, story, *gpus(8))
 
 
-def test_two_pods_race_for_one_gpu_and_one_gets_it(tmp_path: Path) -> None:
+def test_two_pods_race_for_one_gpu_and_one_gets_it(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         results = await asyncio.gather(
             *(manager.admit(pod, "main", RESOURCE, 1) for pod in ("a", "b")),
@@ -244,19 +253,19 @@ def test_two_pods_race_for_one_gpu_and_one_gets_it(tmp_path: Path) -> None:
         assert len(refused) == 1
         assert "Requested: 1, Available: 0" in str(refused[0])
 
-    with_kubelet(tmp_path, story, gpu(0))
+    with_kubelet(root, story, gpu(0))
 
 
-def test_containers_of_a_pod_get_different_devices(tmp_path: Path) -> None:
+def test_containers_of_a_pod_get_different_devices(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         first = await manager.admit("pod", "a", RESOURCE, 1)
         second = await manager.admit("pod", "b", RESOURCE, 1)
         assert not set(nodes(first)) & set(nodes(second))
 
-    with_kubelet(tmp_path, story, *gpus(2))
+    with_kubelet(root, story, *gpus(2))
 
 
-def test_a_device_that_is_gone_unnoticed_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_a_device_that_is_gone_unnoticed_is_refused_with_the_reason(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         ours.becomes()
         with pytest.raises(
@@ -268,7 +277,7 @@ def test_a_device_that_is_gone_unnoticed_is_refused_with_the_reason(tmp_path: Pa
         ours.becomes(gpu(0))
         await manager.admit("pod-2", "main", RESOURCE, 1)
 
-    with_kubelet(tmp_path, story, gpu(0))
+    with_kubelet(root, story, gpu(0))
 
 
 @pytest.mark.parametrize(
@@ -283,17 +292,17 @@ def test_a_device_that_is_gone_unnoticed_is_refused_with_the_reason(tmp_path: Pa
     ids=["unhealthy", "unbound", "no-nodes", "door", "resource"],
 )
 def test_a_device_that_is_not_fit_any_more_is_refused(
-    tmp_path: Path, changes: dict[str, Any], reason: str
+    root: Path, changes: dict[str, Any], reason: str
 ) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         ours.becomes(gpu(0, **changes))
         with pytest.raises(AdmissionError, match=f"FAILED_PRECONDITION: .*{reason}"):
             await manager.admit("pod", "main", RESOURCE, 1)
 
-    with_kubelet(tmp_path, story, gpu(0))
+    with_kubelet(root, story, gpu(0))
 
 
-def test_a_device_lost_while_a_pod_has_it_comes_back_to_it(tmp_path: Path) -> None:
+def test_a_device_lost_while_a_pod_has_it_comes_back_to_it(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         before = await manager.admit("pod", "main", RESOURCE, 1)
         ours.has()
@@ -305,11 +314,11 @@ def test_a_device_lost_while_a_pod_has_it_comes_back_to_it(tmp_path: Path) -> No
         await manager.admit("pod-2", "main", RESOURCE, 1)
         assert manager.devices_of("pod") != manager.devices_of("pod-2")
 
-    with_kubelet(tmp_path, story, *gpus(2))
+    with_kubelet(root, story, *gpus(2))
 
 
 def test_a_device_lost_while_it_is_allocated_is_refused_and_kubelet_lives(
-    tmp_path: Path,
+    root: Path,
 ) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         async def lose() -> None:
@@ -320,13 +329,13 @@ def test_a_device_lost_while_it_is_allocated_is_refused_and_kubelet_lives(
         with pytest.raises(AdmissionError, match="no longer offered"):
             await manager.admit("pod", "main", RESOURCE, 1)
 
-    with_kubelet(tmp_path, story, gpu(0))
+    with_kubelet(root, story, gpu(0))
 
 
 # Kubelet's restarts
 
 
-def test_a_pod_keeps_its_device_over_kubelets_restart(tmp_path: Path) -> None:
+def test_a_pod_keeps_its_device_over_kubelets_restart(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         before = await manager.admit("pod", "main", RESOURCE, 1)
         await manager.restart()
@@ -337,10 +346,10 @@ def test_a_pod_keeps_its_device_over_kubelets_restart(tmp_path: Path) -> None:
         await manager.admit("late", "main", RESOURCE, 1)
         assert not set(manager.devices_of("pod")) & set(manager.devices_of("late"))
 
-    with_kubelet(tmp_path, story, *gpus(2))
+    with_kubelet(root, story, *gpus(2))
 
 
-def test_a_kubelet_that_ends_during_allocate_leaves_the_device_free(tmp_path: Path) -> None:
+def test_a_kubelet_that_ends_during_allocate_leaves_the_device_free(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         reached, never = asyncio.Event(), asyncio.Event()
 
@@ -358,18 +367,55 @@ def test_a_kubelet_that_ends_during_allocate_leaves_the_device_free(tmp_path: Pa
         await offered(manager, 1)
         await manager.admit("pod-2", "main", RESOURCE, 1)
 
-    with_kubelet(tmp_path, story, gpu(0))
+    with_kubelet(root, story, gpu(0))
 
 
-def test_an_agent_that_starts_again_finds_the_pods_device_taken(tmp_path: Path) -> None:
+def test_a_kubelet_that_is_lost_while_the_node_is_looked_at_finds_the_device_free(
+    root: Path,
+) -> None:
+    async def story(manager: DeviceManager, ours: PluginAgent) -> None:
+        ours.look.clear()
+        admission = asyncio.create_task(manager.admit("pod", "main", RESOURCE, 1))
+        await manager.until(lambda: ours.looks == 1)
+        await manager.stop()
+        await asyncio.gather(admission, return_exceptions=True)
+        ours.look.set()
+        await manager.start()
+        await offered(manager, 1)
+        await manager.admit("pod-2", "main", RESOURCE, 1)
+
+    with_kubelet(root, story, gpu(0))
+
+
+def test_an_allocation_waits_for_no_other(root: Path) -> None:
     async def main() -> None:
-        async with kubelet(tmp_path) as manager:
-            async with agent(tmp_path, *gpus(2), suffix="1"):
+        release = asyncio.Event()
+
+        async def verify(ids: Sequence[str]) -> Mapping[str, Device]:
+            if gpu(0).id in ids:
+                await release.wait()
+            return {device.id: device for device in gpus(2)}
+
+        async with served(root, *gpus(2), verify=verify) as (_, client):
+            slow, quick = allocate([gpu(0).id]), allocate([gpu(1).id])
+            first = asyncio.create_task(client.ask(pb, "DevicePlugin.Allocate", slow, timeout_s=30))
+            await client.ask(pb, "DevicePlugin.Allocate", quick, timeout_s=30)
+            assert not first.done()
+            release.set()
+            await first
+
+    asyncio.run(main())
+
+
+def test_an_agent_that_starts_again_finds_the_pods_device_taken(root: Path) -> None:
+    async def main() -> None:
+        async with kubelet(root) as manager:
+            async with agent(root, *gpus(2), suffix="1"):
                 await offered(manager, 2)
                 await manager.admit("pod", "main", RESOURCE, 1)
             await manager.until(lambda: manager.allocatable(RESOURCE) == 0)
             assert manager.capacity(RESOURCE) == 2
-            async with agent(tmp_path, *gpus(2), suffix="2"):
+            async with agent(root, *gpus(2), suffix="2"):
                 await offered(manager, 2)
                 await manager.admit("pod-2", "main", RESOURCE, 1)
                 assert len({*manager.devices_of("pod"), *manager.devices_of("pod-2")}) == 2
@@ -418,24 +464,24 @@ def refusal(root: Path, request: pb.AllocateRequest, **more: Any) -> tuple[str, 
     return asyncio.run(main())
 
 
-def test_no_ids_are_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path, allocate([])) == (
+def test_no_ids_are_refused(root: Path) -> None:
+    assert refusal(root, allocate([])) == (
         "INVALID_ARGUMENT",
         "cannot allocate nvidia.com/pgpu: no device is named",
     )
 
 
-def test_an_unknown_id_is_refused(tmp_path: Path) -> None:
-    code, text = refusal(tmp_path, allocate([gpu(0).id, "0000:99:00.0"]))
+def test_an_unknown_id_is_refused(root: Path) -> None:
+    code, text = refusal(root, allocate([gpu(0).id, "0000:99:00.0"]))
     assert (code, text) == (
         "INVALID_ARGUMENT",
         "cannot allocate nvidia.com/pgpu: there is no device '0000:99:00.0'",
     )
 
 
-def test_many_and_long_ids_are_refused_in_few_words(tmp_path: Path) -> None:
+def test_many_and_long_ids_are_refused_in_few_words(root: Path) -> None:
     names = [f"{number}" + "\n\x1b" * 5000 for number in range(100)]
-    code, text = refusal(tmp_path, allocate(names))
+    code, text = refusal(root, allocate(names))
     assert code == "INVALID_ARGUMENT"
     assert text.endswith("and 92 more")
     assert "\n" not in text
@@ -443,42 +489,42 @@ def test_many_and_long_ids_are_refused_in_few_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("containers", [[[0, 0]], [[0], [1, 0]]], ids=["one", "two"])
-def test_an_id_that_is_named_twice_is_refused(tmp_path: Path, containers: list[list[int]]) -> None:
+def test_an_id_that_is_named_twice_is_refused(root: Path, containers: list[list[int]]) -> None:
     request = allocate(*([gpu(number).id for number in numbers] for numbers in containers))
-    code, text = refusal(tmp_path, request)
+    code, text = refusal(root, request)
     assert code == "INVALID_ARGUMENT"
     assert "a device is named twice" in text
 
 
-def test_one_that_is_listed_as_unhealthy_is_refused(tmp_path: Path) -> None:
-    code, text = refusal(tmp_path, allocate([gpu(0).id], [gpu(2).id]))
+def test_one_that_is_listed_as_unhealthy_is_refused(root: Path) -> None:
+    code, text = refusal(root, allocate([gpu(0).id], [gpu(2).id]))
     assert code == "FAILED_PRECONDITION"
     assert text == ("cannot allocate nvidia.com/pgpu 0000:43:00.0: it hangs; see kata-gpu status")
 
 
-def test_what_the_look_at_the_host_refuses_is_refused(tmp_path: Path) -> None:
+def test_what_the_look_at_the_host_refuses_is_refused(root: Path) -> None:
     async def verify(_ids: Sequence[str]) -> Mapping[str, Device]:
         await asyncio.sleep(0)
         raise HeldError("cannot give 0000:41:00.0: pid 7 has it")
 
-    code, text = refusal(tmp_path, allocate([gpu(0).id]), verify=verify)
+    code, text = refusal(root, allocate([gpu(0).id]), verify=verify)
     assert code == "FAILED_PRECONDITION"
     assert "pid 7 has it" in text
 
 
-def test_a_look_at_the_host_that_hangs_does_not_hang_kubelet(tmp_path: Path) -> None:
+def test_a_look_at_the_host_that_hangs_does_not_hang_kubelet(root: Path) -> None:
     async def verify(_ids: Sequence[str]) -> Mapping[str, Device]:
         await asyncio.Event().wait()
         return {}
 
-    code, text = refusal(tmp_path, allocate([gpu(0).id]), verify=verify)
+    code, text = refusal(root, allocate([gpu(0).id]), verify=verify)
     assert code == "FAILED_PRECONDITION"
     assert "took more than 5 s" in text
 
 
-def test_each_container_request_has_its_answer(tmp_path: Path) -> None:
+def test_each_container_request_has_its_answer(root: Path) -> None:
     async def main() -> pb.AllocateResponse:
-        async with served(tmp_path, *gpus(3)) as (_, client):
+        async with served(root, *gpus(3)) as (_, client):
             request = allocate([gpu(2).id, gpu(0).id], [gpu(1).id])
             answer = await client.ask(pb, "DevicePlugin.Allocate", request, timeout_s=30)
             assert isinstance(answer, pb.AllocateResponse)
@@ -489,7 +535,7 @@ def test_each_container_request_has_its_answer(tmp_path: Path) -> None:
     assert nodes(second) == ["/dev/vfio/devices/vfio1"]
 
 
-def test_nonsense_is_preferred_nothing_and_no_error(tmp_path: Path) -> None:
+def test_nonsense_is_preferred_nothing_and_no_error(root: Path) -> None:
     wishes = [
         pb.ContainerPreferredAllocationRequest(allocation_size=1),
         pb.ContainerPreferredAllocationRequest(
@@ -505,7 +551,7 @@ def test_nonsense_is_preferred_nothing_and_no_error(tmp_path: Path) -> None:
     ]
 
     async def main() -> list[list[str]]:
-        async with served(tmp_path, *gpus(2)) as (_, client):
+        async with served(root, *gpus(2)) as (_, client):
             request = pb.PreferredAllocationRequest(container_requests=wishes)
             answer = await client.ask(
                 pb, "DevicePlugin.GetPreferredAllocation", request, timeout_s=30
@@ -515,9 +561,9 @@ def test_nonsense_is_preferred_nothing_and_no_error(tmp_path: Path) -> None:
     assert asyncio.run(main()) == [[], [], [], [], [gpu(0).id, gpu(1).id]]
 
 
-def test_nothing_is_to_be_done_before_a_container_starts(tmp_path: Path) -> None:
+def test_nothing_is_to_be_done_before_a_container_starts(root: Path) -> None:
     async def main() -> None:
-        async with served(tmp_path, *gpus(1)) as (_, client):
+        async with served(root, *gpus(1)) as (_, client):
             options = await client.ask(
                 pb, "DevicePlugin.GetDevicePluginOptions", pb.Empty(), timeout_s=30
             )

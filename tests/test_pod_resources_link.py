@@ -1,6 +1,7 @@
 """The path that Kata has leads to somebody who answers, whatever becomes of the agent."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
@@ -163,6 +164,18 @@ def test_a_folder_that_cannot_be_made_is_told(way: Detour) -> None:
     Path(way.link).parent.write_text("a file")
     with pytest.raises(HostError, match=r"cannot lead .*/pod-resources.sock to "):
         way.settle()
+
+
+def test_a_lock_that_is_not_given_back_is_not_waited_for(way: Detour) -> None:
+    way.settle()
+    folder = os.open(Path(way.link).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with pytest.raises(HostError, match="Resource temporarily unavailable"):
+            way.open()
+    finally:
+        os.close(folder)
+    way.open()
 
 
 def test_whoever_connects_while_it_changes_reaches_somebody(way: Detour) -> None:

@@ -503,6 +503,34 @@ def test_no_second_has_more_turns_than_it_should(pauses_s: list[float]) -> None:
         assert sum(start <= turn < start + 1 - 1e-6 for turn in turns) <= 20 + 5
 
 
+def test_who_is_being_answered_at_the_end_is_answered(tmp_path: Path) -> None:
+    waiting: list[asyncio.Task[Any]] = []
+
+    async def script(scene: Scene) -> None:
+        scene.kubelet.has("default", "pod", container("main"))
+        scene.kubelet.is_open.clear()
+        waiting.append(asyncio.create_task(scene.get("pod")))
+        async with asyncio.timeout(PATIENCE_S):
+            while not scene.kubelet.asked:
+                await asyncio.sleep(0.01)
+        asyncio.get_running_loop().call_later(0.1, scene.kubelet.is_open.set)
+
+    path, kubelet_path = tmp_path / "proxy.sock", tmp_path / "kubelet.sock"
+
+    async def main() -> None:
+        kubelet, client = PodResources(), Client(path)
+        limits = Limits(grace_s=PATIENCE_S)
+        async with kubelet.serve(kubelet_path):
+            async with pod_resources.serve(
+                path, kubelet_path, lambda: OURS, limits=limits
+            ) as proxy:
+                await script(Scene(kubelet, kubelet_path, client, proxy))
+            assert (await waiting[0]).name == "pod"
+            await client.close()
+
+    asyncio.run(asyncio.wait_for(main(), 3 * PATIENCE_S))
+
+
 def test_it_ends_while_somebody_waits(tmp_path: Path) -> None:
     started = time.monotonic()
 

@@ -4,19 +4,31 @@ import asyncio
 import random
 import shutil
 import socket
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from kata_gpu.publish.kubelet.registration import Pace, new_suffix
+from tests import memory
+from tests.bench.kubelet import build
+from tests.bench.plugin_process import KUBELET
 from tests.kubelet.device_manager import DeviceManager, kubelet
 from tests.kubelet.plugin_agent import RESOURCE, PluginAgent, agent, gpu, gpus
 
 OURS = "kata-gpu-nvidia.com_pgpu-1.sock"
 LATER = "kata-gpu-nvidia.com_pgpu-2.sock"
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """Make a folder with a short path, as a socket's must be."""
+    with TemporaryDirectory(prefix="k-", dir=memory.folder()) as folder:
+        yield Path(folder)
 
 
 async def offered(manager: DeviceManager, count: int = 2) -> None:
@@ -58,7 +70,7 @@ def with_kubelet(
 # One agent
 
 
-def test_a_plugin_registers_and_is_listed(tmp_path: Path) -> None:
+def test_a_plugin_registers_and_is_listed(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         assert manager.registrations == [OURS]
         assert manager.capacity(RESOURCE) == 2
@@ -66,47 +78,47 @@ def test_a_plugin_registers_and_is_listed(tmp_path: Path) -> None:
         (state,) = ours.plugins.states
         assert (state.resource, state.count, state.problem) == (RESOURCE, 1, None)
 
-    with_kubelet(tmp_path, story)
+    with_kubelet(root, story)
 
 
-def test_a_plugin_that_is_there_first_waits_for_kubelet(tmp_path: Path) -> None:
+def test_a_plugin_that_is_there_first_waits_for_kubelet(root: Path) -> None:
     async def main() -> None:
-        (tmp_path / "device-plugins").mkdir()
-        async with agent(tmp_path, *gpus(2)) as ours:
-            manager = DeviceManager(tmp_path)
+        (root / "device-plugins").mkdir()
+        async with agent(root, *gpus(2)) as ours:
+            manager = DeviceManager(root)
             await manager.until(lambda: "kubelet does not serve" in ours.problem)
-            async with kubelet(tmp_path) as manager:
+            async with kubelet(root) as manager:
                 await offered(manager)
 
     asyncio.run(main())
 
 
-def test_a_plugin_waits_for_kubelets_directory(tmp_path: Path) -> None:
+def test_a_plugin_waits_for_kubelets_directory(root: Path) -> None:
     async def main() -> None:
-        async with agent(tmp_path, *gpus(2)) as ours:
-            manager = DeviceManager(tmp_path)
+        async with agent(root, *gpus(2)) as ours:
+            manager = DeviceManager(root)
             await manager.until(lambda: "cannot serve on" in ours.problem)
-            assert not (tmp_path / "device-plugins").exists()
-            async with kubelet(tmp_path) as manager:
+            assert not (root / "device-plugins").exists()
+            async with kubelet(root) as manager:
                 await offered(manager)
 
     asyncio.run(main())
 
 
-def test_a_hint_is_enough_where_the_poll_is_slow(tmp_path: Path) -> None:
+def test_a_hint_is_enough_where_the_poll_is_slow(root: Path) -> None:
     async def main() -> None:
-        (tmp_path / "device-plugins").mkdir()
-        async with agent(tmp_path, *gpus(2), pace=Pace(poll_s=3600)) as ours:
-            manager = DeviceManager(tmp_path)
+        (root / "device-plugins").mkdir()
+        async with agent(root, *gpus(2), pace=Pace(poll_s=3600)) as ours:
+            manager = DeviceManager(root)
             await manager.until(lambda: "kubelet does not serve" in ours.problem)
-            async with kubelet(tmp_path) as manager:
+            async with kubelet(root) as manager:
                 ours.plugins.hear()
                 await offered(manager)
 
     asyncio.run(main())
 
 
-def test_a_kubelet_that_starts_again_is_registered_with_again(tmp_path: Path) -> None:
+def test_a_kubelet_that_starts_again_is_registered_with_again(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         for number in range(2, 5):
             await manager.restart()
@@ -115,20 +127,20 @@ def test_a_kubelet_that_starts_again_is_registered_with_again(tmp_path: Path) ->
             assert len(manager.registrations) == number
         await manager.until(ours.is_registered)
 
-    with_kubelet(tmp_path, story)
+    with_kubelet(root, story)
 
 
-def test_a_killed_kubelet_leaves_a_socket_that_nobody_answers_on(tmp_path: Path) -> None:
+def test_a_killed_kubelet_leaves_a_socket_that_nobody_answers_on(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         await manager.stop(leaving_socket=True)
         await manager.until(lambda: "cannot register nvidia.com/pgpu at" in ours.problem)
         await manager.start()
         await offered(manager)
 
-    with_kubelet(tmp_path, story)
+    with_kubelet(root, story)
 
 
-def test_a_kubelet_that_is_gone_for_long_is_waited_for(tmp_path: Path) -> None:
+def test_a_kubelet_that_is_gone_for_long_is_waited_for(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         await manager.stop()
         await manager.until(lambda: "kubelet does not serve" in ours.problem)
@@ -136,42 +148,42 @@ def test_a_kubelet_that_is_gone_for_long_is_waited_for(tmp_path: Path) -> None:
         await manager.start()
         await offered(manager)
 
-    with_kubelet(tmp_path, story)
+    with_kubelet(root, story)
 
 
-def test_a_socket_that_somebody_removed_is_served_anew(tmp_path: Path) -> None:
+def test_a_socket_that_somebody_removed_is_served_anew(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         (manager.directory / OURS).unlink()
         await lost(manager)
         await offered(manager)
         assert (manager.directory / OURS).is_socket()
 
-    with_kubelet(tmp_path, story)
+    with_kubelet(root, story)
 
 
-def test_a_directory_that_was_replaced_is_moved_into(tmp_path: Path) -> None:
+def test_a_directory_that_was_replaced_is_moved_into(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
-        manager.directory.rename(tmp_path / "old")
+        manager.directory.rename(root / "old")
         await manager.stop()
-        shutil.rmtree(tmp_path / "old")
+        shutil.rmtree(root / "old")
         await manager.start()
         await offered(manager)
         assert (manager.directory / OURS).is_socket()
 
-    with_kubelet(tmp_path, story)
+    with_kubelet(root, story)
 
 
-def test_a_stream_that_ends_has_it_register_again(tmp_path: Path) -> None:
+def test_a_stream_that_ends_has_it_register_again(root: Path) -> None:
     async def story(manager: DeviceManager, _ours: PluginAgent) -> None:
         await manager.forget(RESOURCE)
         await lost(manager)
         await offered(manager)
         assert manager.registrations == [OURS, OURS]
 
-    with_kubelet(tmp_path, story)
+    with_kubelet(root, story)
 
 
-def test_a_kubelet_that_never_asks_for_the_list_is_registered_with_again(tmp_path: Path) -> None:
+def test_a_kubelet_that_never_asks_for_the_list_is_registered_with_again(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         manager.drops_next = True
         await manager.forget(RESOURCE)
@@ -179,15 +191,15 @@ def test_a_kubelet_that_never_asks_for_the_list_is_registered_with_again(tmp_pat
         await offered(manager)
         assert manager.registrations == [OURS, OURS, OURS]
 
-    with_kubelet(tmp_path, story)
+    with_kubelet(root, story)
 
 
 @pytest.mark.parametrize("resource", ["gpu", "kubernetes.io/gpu", "requests.nvidia.com/gpu"])
-def test_a_name_that_kubelet_refuses_is_told_and_tried_on(tmp_path: Path, resource: str) -> None:
+def test_a_name_that_kubelet_refuses_is_told_and_tried_on(root: Path, resource: str) -> None:
     async def main() -> None:
         async with (
-            kubelet(tmp_path) as manager,
-            agent(tmp_path, gpu(0, resource=resource), gpu(1)) as ours,
+            kubelet(root) as manager,
+            agent(root, gpu(0, resource=resource), gpu(1)) as ours,
         ):
             await offered(manager, 1)
             await manager.until(lambda: "is invalid" in ours.problem)
@@ -196,21 +208,21 @@ def test_a_name_that_kubelet_refuses_is_told_and_tried_on(tmp_path: Path, resour
     asyncio.run(main())
 
 
-def test_a_path_that_is_too_long_is_told(tmp_path: Path) -> None:
-    root = tmp_path / ("x" * 100)
-    root.mkdir()
+def test_a_path_that_is_too_long_is_told(root: Path) -> None:
+    long = root / ("x" * 100)
+    long.mkdir()
 
     async def main() -> None:
-        async with agent(root, *gpus(1)) as ours:
-            await DeviceManager(tmp_path).until(lambda: "choose a shorter" in ours.problem)
+        async with agent(long, *gpus(1)) as ours:
+            await DeviceManager(root).until(lambda: "choose a shorter" in ours.problem)
 
     asyncio.run(main())
 
 
-def test_the_socket_is_gone_with_the_agent(tmp_path: Path) -> None:
+def test_the_socket_is_gone_with_the_agent(root: Path) -> None:
     async def main() -> None:
-        async with kubelet(tmp_path) as manager:
-            async with agent(tmp_path, *gpus(2)):
+        async with kubelet(root) as manager:
+            async with agent(root, *gpus(2)):
                 await offered(manager)
             assert not (manager.directory / OURS).exists()
             await lost(manager)
@@ -224,13 +236,13 @@ def test_the_socket_is_gone_with_the_agent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by_socket", [False, True], ids=["by-name", "by-socket"])
 def test_a_later_agent_takes_over_and_stays_when_the_earlier_ends(
-    tmp_path: Path, *, by_socket: bool
+    root: Path, *, by_socket: bool
 ) -> None:
     async def main() -> None:
-        async with kubelet(tmp_path, by_socket=by_socket) as manager:
-            async with agent(tmp_path, *gpus(2), suffix="1"):
+        async with kubelet(root, by_socket=by_socket) as manager:
+            async with agent(root, *gpus(2), suffix="1"):
                 await offered(manager)
-                later = agent(tmp_path, *gpus(2), suffix="2")
+                later = agent(root, *gpus(2), suffix="2")
                 await later.__aenter__()
                 await manager.until(lambda: manager.endpoint(RESOURCE) == LATER)
             await manager.until(lambda: manager.registrations[-1] == LATER)
@@ -245,13 +257,13 @@ def test_a_later_agent_takes_over_and_stays_when_the_earlier_ends(
 
 @pytest.mark.parametrize("by_socket", [False, True], ids=["by-name", "by-socket"])
 def test_two_agents_settle_on_the_later_after_kubelet_starts_again(
-    tmp_path: Path, *, by_socket: bool
+    root: Path, *, by_socket: bool
 ) -> None:
     async def main() -> None:
         async with (
-            kubelet(tmp_path, by_socket=by_socket) as manager,
-            agent(tmp_path, *gpus(2), suffix="1") as earlier,
-            agent(tmp_path, *gpus(2), suffix="2"),
+            kubelet(root, by_socket=by_socket) as manager,
+            agent(root, *gpus(2), suffix="1") as earlier,
+            agent(root, *gpus(2), suffix="2"),
         ):
             await manager.until(lambda: manager.endpoint(RESOURCE) == LATER)
             for _ in range(2):
@@ -266,9 +278,9 @@ def test_two_agents_settle_on_the_later_after_kubelet_starts_again(
     asyncio.run(main())
 
 
-def test_the_earlier_registers_again_when_the_later_is_gone(tmp_path: Path) -> None:
+def test_the_earlier_registers_again_when_the_later_is_gone(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
-        async with agent(tmp_path, *gpus(2), suffix="2"):
+        async with agent(root, *gpus(2), suffix="2"):
             await manager.until(lambda: manager.endpoint(RESOURCE) == LATER)
             await manager.restart()
             await manager.until(lambda: "a later agent serves" in ours.problem)
@@ -276,28 +288,28 @@ def test_the_earlier_registers_again_when_the_later_is_gone(tmp_path: Path) -> N
         await manager.until(lambda: manager.endpoint(RESOURCE) == OURS)
         await offered(manager)
 
-    with_kubelet(tmp_path, story)
+    with_kubelet(root, story)
 
 
-def test_a_later_socket_that_nobody_answers_on_stops_nobody(tmp_path: Path) -> None:
+def test_a_later_socket_that_nobody_answers_on_stops_nobody(root: Path) -> None:
     async def main() -> None:
-        async with kubelet(tmp_path) as manager:
+        async with kubelet(root) as manager:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as hung:
                 hung.bind(str(manager.directory / LATER))
                 hung.listen()
-                async with agent(tmp_path, *gpus(2), suffix="1"):
+                async with agent(root, *gpus(2), suffix="1"):
                     await offered(manager)
 
     asyncio.run(main())
 
 
-def test_what_a_killed_agent_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_what_a_killed_agent_left_is_removed_and_nothing_else(root: Path) -> None:
     async def main() -> None:
-        async with kubelet(tmp_path) as manager:
+        async with kubelet(root) as manager:
             for name in ("kata-gpu-nvidia.com_pgpu-0.sock", "nvidia.com_pgpu-0.sock"):
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
                     dead.bind(str(manager.directory / name))
-            async with agent(tmp_path, *gpus(2), suffix="1"):
+            async with agent(root, *gpus(2), suffix="1"):
                 await offered(manager)
                 assert not (manager.directory / "kata-gpu-nvidia.com_pgpu-0.sock").exists()
                 assert (manager.directory / "nvidia.com_pgpu-0.sock").is_socket()
@@ -308,15 +320,15 @@ def test_what_a_killed_agent_left_is_removed_and_nothing_else(tmp_path: Path) ->
 @pytest.mark.parametrize("by_socket", [False, True], ids=["by-name", "by-socket"])
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_happens_in_whatever_order_the_devices_are_there_in_the_end(
-    tmp_path: Path, seed: int, *, by_socket: bool
+    root: Path, seed: int, *, by_socket: bool
 ) -> None:
     chance = random.Random(seed)  # noqa: S311 - the same at each run
 
     async def main() -> None:
         async with (
-            kubelet(tmp_path, by_socket=by_socket) as manager,
+            kubelet(root, by_socket=by_socket) as manager,
             AsyncExitStack() as others,
-            agent(tmp_path, *gpus(2), suffix="1") as ours,
+            agent(root, *gpus(2), suffix="1") as ours,
         ):
             for number in range(8):
                 match chance.randrange(6):
@@ -332,7 +344,7 @@ def test_whatever_happens_in_whatever_order_the_devices_are_there_in_the_end(
                     case 4:
                         await others.aclose()
                         suffix = f"2{number}"
-                        await others.enter_async_context(agent(tmp_path, *gpus(2), suffix=suffix))
+                        await others.enter_async_context(agent(root, *gpus(2), suffix=suffix))
                     case _:
                         ours.has(gpu(0))
                         ours.has(*gpus(2))
@@ -343,6 +355,25 @@ def test_whatever_happens_in_whatever_order_the_devices_are_there_in_the_end(
             await offered(manager)
             assert manager.endpoint(RESOURCE) == OURS
             await manager.admit("pod", "main", RESOURCE, 2)
+
+    asyncio.run(main())
+
+
+def test_an_agent_takes_the_place_of_one_that_was_killed(root: Path) -> None:
+    build(root, 20)
+    argv = (sys.executable, "-m", "tests.bench.plugin_process", str(root))
+
+    async def main() -> None:
+        async with kubelet(root / KUBELET) as manager:
+            for _ in range(2):
+                process = await asyncio.create_subprocess_exec(*argv)
+                await offered(manager, 8)
+                process.kill()
+                await process.wait()
+                await lost(manager)
+            sockets_left = list(manager.directory.glob("kata-gpu-*"))
+            assert len(sockets_left) == 1  # of the second one, which removed the first one's
+            assert manager.capacity(RESOURCE) == 8
 
     asyncio.run(main())
 

@@ -110,7 +110,7 @@ class Detour:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with _folder(parent) as folder:
-                fcntl.flock(folder, fcntl.LOCK_EX)
+                _take(folder)
                 yield folder
         except OSError as error:
             raise HostError(
@@ -220,6 +220,20 @@ def is_served(path: Path) -> bool:
         except OSError:
             return True
     return True
+
+
+def _take(folder: int) -> None:
+    """Lock a folder; whoever has it has it for an instant, unless it is frozen."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_BLINK_S)
+        else:
+            return
 
 
 @contextmanager

@@ -101,6 +101,10 @@ class DeviceManager:
     def socket(self) -> Path:
         return self.directory / "kubelet.sock"
 
+    @property
+    def is_started(self) -> bool:
+        return self._stack is not None
+
     # Its life
 
     async def start(self) -> None:
@@ -434,5 +438,6 @@ async def kubelet(root: Path, *, by_socket: bool = False) -> AsyncIterator[Devic
     try:
         yield manager
     finally:
-        await manager.stop()
+        if manager.is_started:
+            await manager.stop()
     assert manager.complaints == []

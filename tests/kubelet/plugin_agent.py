@@ -47,9 +47,17 @@ def gpus(count: int) -> tuple[Device, ...]:
 class PluginAgent:
     """What a node has, and the plugins that tell kubelet of it."""
 
-    def __init__(self, plugins: DevicePlugins, truth: dict[str, Device]) -> None:
-        self.plugins = plugins
-        self._truth = truth
+    plugins: DevicePlugins
+
+    def __init__(self) -> None:
+        self.looks = 0
+        """How often Allocate had the node looked at."""
+
+        self.look = asyncio.Event()
+        """Clear it to have such a look hang."""
+
+        self.look.set()
+        self._truth: dict[str, Device] = {}
 
     def has(self, *devices: Device) -> None:
         """The node has these from now on, and kubelet is told."""
@@ -60,6 +68,14 @@ class PluginAgent:
         """The node has these from now on, and nobody has noticed."""
         self._truth.clear()
         self._truth.update({device.id: device for device in devices})
+
+    async def verify(self, ids: Sequence[str]) -> Mapping[str, Device]:
+        """Look at the node, as it is and not as kubelet was told."""
+        self.looks += 1
+        await self.look.wait()
+        if lost := [name for name in ids if name not in self._truth]:
+            raise VerificationError(f"cannot find {', '.join(lost)} on the node")
+        return {name: self._truth[name] for name in ids}
 
     def is_registered(self) -> bool:
         return all(state.registered_at is not None for state in self.plugins.states)
@@ -78,19 +94,12 @@ async def agent(
     grant: Grant = Grant(),  # noqa: B008 - frozen
 ) -> AsyncIterator[PluginAgent]:
     """Run an agent's plugins, with *root* as kubelet's directory, until the block ends."""
-    truth: dict[str, Device] = {}
-
-    async def verify(ids: Sequence[str]) -> Mapping[str, Device]:
-        await asyncio.sleep(0)
-        if lost := [name for name in ids if name not in truth]:
-            raise VerificationError(f"cannot find {', '.join(lost)} on the node")
-        return {name: truth[name] for name in ids}
+    ours = PluginAgent()
 
     def make(resource: str) -> DevicePlugin:
-        return DevicePlugin(resource, root, suffix, verify=verify, prefer=prefer, grant=grant)
+        return DevicePlugin(resource, root, suffix, verify=ours.verify, prefer=prefer, grant=grant)
 
-    async with running(make, pace) as plugins:
-        found = PluginAgent(plugins, truth)
+    async with running(make, pace) as ours.plugins:
         if devices:
-            found.has(*devices)
-        yield found
+            ours.has(*devices)
+        yield ours

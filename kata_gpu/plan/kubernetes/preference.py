@@ -15,6 +15,8 @@ from typing import Final
 from kata_gpu.model.kubernetes import Device
 
 _COMBINATIONS_MAX: Final = 2000  # some ten milliseconds, while kubelet admits no other pod
+_STARTS_MAX: Final = 16
+_DEVICES_MAX: Final = 256  # every two of them are compared
 _BRIDGE: Final = 4
 _ROOT: Final = 2
 _NUMA: Final = 1
@@ -46,11 +48,14 @@ class _Choice:
 def prefer(available: Sequence[Device], required: Sequence[str], size: int) -> tuple[str, ...]:
     """Return *size* ids of *available*, the *required* among them, in the order of ids.
 
-    Nothing when there are no such: kubelet then chooses as it likes.
+    Nothing when there are no such, or too many devices to compare: kubelet then chooses as it
+    likes.
     """
     devices = {device.id: device for device in sorted(available, key=lambda device: device.id)}
     needed = set(required)
     if not needed <= devices.keys() or not max(1, len(needed)) <= size <= len(devices):
+        return ()
+    if len(devices) > _DEVICES_MAX:
         return ()
     ids = tuple(devices)
     choice = _choice(devices, needed, size)
@@ -93,8 +98,9 @@ def _all_sets(choice: _Choice) -> Iterator[tuple[int, ...]]:
 
 
 def _grown(choice: _Choice) -> tuple[int, ...]:
-    """Return the best of the sets that grow from each start, always by what is nearest."""
-    starts = [choice.required] if choice.required else [(place,) for place in choice.free]
+    """Return the best of the sets that grow from some starts, always by what is nearest."""
+    crowded = sorted(choice.free, key=lambda place: choice.total[place], reverse=True)
+    starts = [choice.required] if choice.required else [(p,) for p in crowded[:_STARTS_MAX]]
     size = len(choice.required) + choice.missing
     return max((_grow(choice, start, size) for start in starts), key=choice.merit)
 

@@ -51,8 +51,9 @@ class Grant:
 
     control_node: bool = False
     """Whether legacy groups come with /dev/vfio/vfio. QEMU opens it on the host by itself, and
-    runtime-rs up to some release of 4 fails on one in a container's spec; only a container that
-    is to use VFIO inside of its VM (``vfio_mode = "vfio"``) needs it."""
+    Kata strips it from a container whose guest drives the device; earlier releases of its
+    runtime-rs fail on it. Only a container that uses VFIO in the guest needs it, as with
+    ``vfio_mode = "vfio"``."""
 
     cdi_names: bool = False
     """Whether to name the CDI devices too, for a runtime that is to resolve them."""

@@ -62,6 +62,8 @@ class Limits:
     """A restart of kubelet takes seconds; a name may be another pod's a while later."""
 
     kept_max: int = 1000
+    grace_s: float = 1.0
+    """For those who are being answered when we end: who is cut off starts no pod."""
 
 
 @asynccontextmanager
@@ -94,7 +96,9 @@ async def serve(
                 "GetAllocatableResources": proxy.get_allocatable_resources,
             },
         )
-        await stack.enter_async_context(sockets.serve(path, service, mode=0o600))
+        await stack.enter_async_context(
+            sockets.serve(path, service, mode=0o600, grace_s=limits.grace_s)
+        )
         yield proxy
 
 

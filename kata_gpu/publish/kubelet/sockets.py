@@ -69,8 +69,12 @@ class Service:
 
 
 @asynccontextmanager
-async def serve(path: Path, *services: Service, mode: int = 0o600) -> AsyncIterator[None]:
+async def serve(
+    path: Path, *services: Service, mode: int = 0o600, grace_s: float | None = None
+) -> AsyncIterator[None]:
     """Answer on the socket at *path* until the block ends; then the path is gone.
+
+    Who is being answered then is finished with, for as long as *grace_s*.
 
     Raises:
         HostError: the path is too long, or the socket cannot be made there.
@@ -89,7 +93,7 @@ async def serve(path: Path, *services: Service, mode: int = 0o600) -> AsyncItera
         path.chmod(mode)
         yield
     finally:
-        await server.stop(grace=None)
+        await server.stop(grace=grace_s)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
 
