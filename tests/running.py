@@ -11,6 +11,7 @@ from typing import Any, Final
 from kata_gpu.agent import daemon
 from kata_gpu.agent.hints import Sources, Watches
 from kata_gpu.errors import HostError
+from kata_gpu.host.detour import Guardian
 from kata_gpu.host.hint import Hint
 from kata_gpu.observe import client
 from kata_gpu.settings import blueprint
@@ -96,6 +97,7 @@ def run(
     settings: Settings = QUICK,
     *,
     watches: Watches | None = None,
+    guardian: Guardian | None = None,
 ) -> None:
     """Let the daemon run, follow the script, and end it with SIGTERM; without a script, wait.
 
@@ -105,7 +107,8 @@ def run(
 
     async def main() -> None:
         heard = sources(kernel, events, watches)
-        task = asyncio.create_task(daemon.run(kernel.host, settings, load, heard))
+        daemon_run = daemon.run(kernel.host, settings, load, heard, guardian=guardian)
+        task = asyncio.create_task(daemon_run)
         agent = Agent(kernel, events, task)
         if script is not None:
             await agent.turn(1)

@@ -77,14 +77,13 @@ class Publishing:
         wake: Callable[[], None],
         *,
         guardian: Guardian | None = None,
-        pacing: Pacing | None = None,
     ) -> None:
         self._host = host
         self._kubernetes = kubernetes
         self._look = look
         self._wake = wake
         self._guardian = guardian
-        self._pacing = pacing
+        self._pacing = Pacing(start_spread_s=kubernetes.start_spread_s)
         self._node = node_name(kubernetes)
         self._agent = os.environ.get("POD_UID") or secrets.token_hex(8)
         self._drivers = {name: self._driver(name) for name in _DRIVERS}

@@ -28,6 +28,9 @@ class Kubernetes:
     api: bool = True
     """Whether to write ResourceSlices, labels and events; without it, no DRA."""
 
+    start_spread_s: float = 30.0
+    """Within which the agents of a cluster that starts as a whole first ask the API server."""
+
     features_directory: str | None = None
     """Where node-feature-discovery reads labels from files; None to set labels on the node."""
 

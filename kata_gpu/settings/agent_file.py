@@ -56,6 +56,7 @@ class KubernetesTable(Table):
     kubelet_directory: AbsolutePath = Kubernetes().kubelet_directory
     kubeconfig: AbsolutePath | None = None
     api: bool = True
+    start_spread_s: float = Field(Kubernetes().start_spread_s, ge=0, le=600)
     features_directory: AbsolutePath | None = None
 
     def value(self) -> Kubernetes:
