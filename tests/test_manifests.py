@@ -264,16 +264,20 @@ def test_no_container_is_privileged_or_can_become_more(tmp_path: Path) -> None:
         assert context["capabilities"]["drop"] == ["ALL"]
 
 
-def test_the_agents_capabilities_are_for_seeing_alone(tmp_path: Path) -> None:
-    pod = objects.pod(objects.everything(tmp_path))
+SEEING: Final = {"SYS_PTRACE", "DAC_READ_SEARCH", "CHECKPOINT_RESTORE"}
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("device-plugin", set()), ("dra", {"SYS_RESOURCE"}), ("confidential", {"SYS_RESOURCE"})],
+)
+def test_the_agent_has_capabilities_to_see_and_for_its_guardian(name: str, more: set[str]) -> None:
+    pod = objects.pod(overlay_named(name))
     added = {
-        c["name"]: set(c["securityContext"]["capabilities"]["add"]) for c in pod["initContainers"]
+        one["name"]: set(one["securityContext"]["capabilities"]["add"])
+        for one in (*pod["initContainers"], *pod["containers"])
     }
-    assert added == {"modules": {"SYS_MODULE"}}
-    (one,) = pod["containers"]
-    assert set(one["securityContext"]["capabilities"]["add"]) == {
-        *("SYS_PTRACE", "DAC_READ_SEARCH", "CHECKPOINT_RESTORE")
-    }
+    assert added == {"modules": {"SYS_MODULE"}, "agent": SEEING | more}
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
@@ -300,9 +304,8 @@ def test_every_path_of_the_host_and_every_capability_is_explained_where_it_stand
             )
             is_capability = re.fullmatch(r" +- [A-Z_]+(  #.*)?", line)
             if is_volume or is_capability:
-                above = lines[number - 1].strip()
-                family = lines[number - 4].strip()  # the volume above, of the same comment
-                assert "#" in line or above.startswith("#") or "plugin-gpu" in family, (path, line)
+                above = lines[number - 4 : number]  # those before it may share a comment
+                assert "#" in line or any("#" in other for other in above), (path, line)
 
 
 if not os.geteuid():  # only root has capabilities to give up
@@ -346,9 +349,12 @@ if not os.geteuid():  # only root has capabilities to give up
 # Running
 
 
-def test_an_agent_is_gone_before_the_next_one_comes() -> None:
-    update = objects.named(overlay_named("dra"), "DaemonSet", "kata-gpu")["spec"]["updateStrategy"]
-    assert update["rollingUpdate"]["maxSurge"] == 0
+def test_the_next_agent_waits_beside_the_one_that_it_replaces(overlay: list[Document]) -> None:
+    spec = objects.named(overlay, "DaemonSet", "kata-gpu")["spec"]
+    assert spec["updateStrategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert spec["minReadySeconds"] > 0
+    (one,) = spec["template"]["spec"]["containers"]
+    assert "--wait" in one["args"]
 
 
 def test_an_admin_says_where_it_runs(overlay: list[Document]) -> None:
