@@ -15,28 +15,30 @@ from kata_gpu.cli import parser
 from kata_gpu.model.blueprint import Mode
 from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Door
 from kata_gpu.plan.runtime import classes
+from kata_gpu.publish.kubernetes.client import KubernetesClient
 from kata_gpu.settings import agent, agent_file, blueprint
 from tests import kustomize, objects
 from tests.kustomize import Document
 from tests.objects import COMPONENTS, KUBERNETES, OVERLAYS
 
 GROUP: Final = "resource.k8s.io"
-NODE: Final = "associated-node:patch"
 CALLED: Final = {
-    ("kata-gpu", "", "nodes", "get"): "its uid, for the owner of slices and for events",
-    ("kata-gpu-labels", "", "nodes", "patch"): "labels, by server-side apply",
-    ("kata-gpu", "events.k8s.io", "events", "create"): "an event",
-    ("kata-gpu", "events.k8s.io", "events", "patch"): "the series of one that comes again",
+    ("kata-gpu", "", "nodes", "get"): "get_node",
+    ("kata-gpu-labels", "", "nodes", "patch"): "apply_node_labels",
+    ("kata-gpu", "events.k8s.io", "events", "create"): "create_event",
+    ("kata-gpu", "events.k8s.io", "events", "patch"): "patch_event",
 }
+"""Role, API group, resource and verb, and what calls the API server so."""
+
 CALLED_FOR_DRA: Final = {
-    ("kata-gpu-dra", GROUP, "resourceclaims", "get"): "a claim to prepare",
-    ("kata-gpu-dra", GROUP, "resourceclaims/status", "patch"): "devices, by server-side apply",
-    ("kata-gpu-dra", GROUP, "resourceclaims/driver", NODE): "the same, by driver",
-    ("kata-gpu-dra", GROUP, "resourceslices", "list"): "what is published, before a watch",
-    ("kata-gpu-dra", GROUP, "resourceslices", "watch"): "kubelet's removals",
-    ("kata-gpu-dra", GROUP, "resourceslices", "create"): "a slice that is not there",
-    ("kata-gpu-dra", GROUP, "resourceslices", "update"): "a slice that has changed",
-    ("kata-gpu-dra", GROUP, "resourceslices", "delete"): "a slice too many",
+    ("kata-gpu-dra", GROUP, "resourceclaims", "get"): "get_claim",
+    ("kata-gpu-dra", GROUP, "resourceclaims/status", "patch"): "apply_claim_status",
+    ("kata-gpu-dra", GROUP, "resourceclaims/driver", "associated-node:patch"): "apply_claim_status",
+    ("kata-gpu-dra", GROUP, "resourceslices", "list"): "list_slices",
+    ("kata-gpu-dra", GROUP, "resourceslices", "watch"): "watch_slices",
+    ("kata-gpu-dra", GROUP, "resourceslices", "create"): "create_slice",
+    ("kata-gpu-dra", GROUP, "resourceslices", "update"): "replace_slice",
+    ("kata-gpu-dra", GROUP, "resourceslices", "delete"): "delete_slice",
 }
 WRITTEN: Final = {
     *("/sys/bus/pci", "/sys/devices"),
@@ -226,6 +228,11 @@ def test_every_verb_is_one_that_the_agent_calls() -> None:
     assert granted(overlay_named("device-plugin")) == set(CALLED)
     for name in ("dra", "confidential"):
         assert granted(overlay_named(name)) == {*CALLED, *CALLED_FOR_DRA}
+
+
+def test_every_call_to_the_api_server_has_its_verb() -> None:
+    calls = {name for name in vars(KubernetesClient) if not name.startswith("_")} - {"close"}
+    assert {*CALLED.values(), *CALLED_FOR_DRA.values()} == calls
 
 
 def test_with_labels_from_a_file_no_node_is_patched(tmp_path: Path) -> None:
