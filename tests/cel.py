@@ -85,6 +85,19 @@ def evaluate(expression: str, **values: Any) -> Any:
     return found.plain_value()
 
 
+def device(driver: str, listed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a device of a ResourceSlice as a selector sees it."""
+    attributes: dict[str, dict[str, Any]] = {}
+    capacity: dict[str, dict[str, int]] = {}
+    for name, value in listed.get("attributes", {}).items():
+        domain, _, own = name.rpartition("/")
+        attributes.setdefault(domain or driver, {})[own] = next(iter(value.values()))
+    for name, value in listed.get("capacity", {}).items():
+        domain, _, own = name.rpartition("/")
+        capacity.setdefault(domain or driver, {})[own] = quantity(value["value"])
+    return {"driver": driver, "attributes": attributes, "capacity": capacity}
+
+
 def selects(expression: str, device: Mapping[str, Any]) -> bool:
     """Tell whether a selector takes a device: driver, attributes and capacity by domain."""
     domains = dict.fromkeys(_DOMAIN.findall(expression), None)

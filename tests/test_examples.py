@@ -188,7 +188,8 @@ def test_every_constraint_is_about_an_attribute_with_its_domain(
     wish = example[1]["spec"]["spec"]["devices"]
     for constraint in wish.get("constraints", ()):
         assert constraint["matchAttribute"] in {
-            f"resource.kubernetes.io/{name}" for name in ("numaNode", "pcieRoot")
+            *(f"resource.kubernetes.io/{name}" for name in ("numaNode", "pcieRoot")),
+            f"{GPU_DRIVER}/board",
         }
         assert set(constraint["requests"]) <= {request["name"] for request in wish["requests"]}
 
@@ -249,9 +250,11 @@ def test_the_first_alternative_is_the_best_and_the_last_takes_anything() -> None
     assert [cel.selects(anything, d) for d in (hopper, ampere, BARE)] == [True, True, True]
 
 
-def test_a_whole_board_is_the_bundle_and_the_switches() -> None:
-    board, switches = selectors("dra-bundle.yaml")
+def test_a_whole_board_is_a_bundle_or_gpus_and_switches() -> None:
+    (board,) = selectors("dra-bundle.yaml")
     assert [cel.selects(board, d) for d in (BOARD, PLAIN, SWITCH)] == [True, False, False]
+    gpus, switches = selectors("dra-board.yaml")
+    assert [cel.selects(gpus, d) for d in (BOARD, PLAIN, SWITCH)] == [False, True, False]
     assert [cel.selects(switches, d) for d in (BOARD, PLAIN, SWITCH)] == [False, False, True]
 
 

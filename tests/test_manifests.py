@@ -15,28 +15,30 @@ from kata_gpu.cli import parser
 from kata_gpu.model.blueprint import Mode
 from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Door
 from kata_gpu.plan.runtime import classes
+from kata_gpu.publish.kubernetes.client import KubernetesClient
 from kata_gpu.settings import agent, agent_file, blueprint
 from tests import kustomize, objects
 from tests.kustomize import Document
 from tests.objects import COMPONENTS, KUBERNETES, OVERLAYS
 
 GROUP: Final = "resource.k8s.io"
-NODE: Final = "associated-node:patch"
 CALLED: Final = {
-    ("kata-gpu", "", "nodes", "get"): "its uid, for the owner of slices and for events",
-    ("kata-gpu-labels", "", "nodes", "patch"): "labels, by server-side apply",
-    ("kata-gpu", "events.k8s.io", "events", "create"): "an event",
-    ("kata-gpu", "events.k8s.io", "events", "patch"): "the series of one that comes again",
+    ("kata-gpu", "", "nodes", "get"): "get_node",
+    ("kata-gpu-labels", "", "nodes", "patch"): "apply_node_labels",
+    ("kata-gpu", "events.k8s.io", "events", "create"): "create_event",
+    ("kata-gpu", "events.k8s.io", "events", "patch"): "patch_event",
 }
+"""Role, API group, resource and verb, and what calls the API server so."""
+
 CALLED_FOR_DRA: Final = {
-    ("kata-gpu-dra", GROUP, "resourceclaims", "get"): "a claim to prepare",
-    ("kata-gpu-dra", GROUP, "resourceclaims/status", "patch"): "devices, by server-side apply",
-    ("kata-gpu-dra", GROUP, "resourceclaims/driver", NODE): "the same, by driver",
-    ("kata-gpu-dra", GROUP, "resourceslices", "list"): "what is published, before a watch",
-    ("kata-gpu-dra", GROUP, "resourceslices", "watch"): "kubelet's removals",
-    ("kata-gpu-dra", GROUP, "resourceslices", "create"): "a slice that is not there",
-    ("kata-gpu-dra", GROUP, "resourceslices", "update"): "a slice that has changed",
-    ("kata-gpu-dra", GROUP, "resourceslices", "delete"): "a slice too many",
+    ("kata-gpu-dra", GROUP, "resourceclaims", "get"): "get_claim",
+    ("kata-gpu-dra", GROUP, "resourceclaims/status", "patch"): "apply_claim_status",
+    ("kata-gpu-dra", GROUP, "resourceclaims/driver", "associated-node:patch"): "apply_claim_status",
+    ("kata-gpu-dra", GROUP, "resourceslices", "list"): "list_slices",
+    ("kata-gpu-dra", GROUP, "resourceslices", "watch"): "watch_slices",
+    ("kata-gpu-dra", GROUP, "resourceslices", "create"): "create_slice",
+    ("kata-gpu-dra", GROUP, "resourceslices", "update"): "replace_slice",
+    ("kata-gpu-dra", GROUP, "resourceslices", "delete"): "delete_slice",
 }
 WRITTEN: Final = {
     *("/sys/bus/pci", "/sys/devices"),
@@ -228,6 +230,11 @@ def test_every_verb_is_one_that_the_agent_calls() -> None:
         assert granted(overlay_named(name)) == {*CALLED, *CALLED_FOR_DRA}
 
 
+def test_every_call_to_the_api_server_has_its_verb() -> None:
+    calls = {name for name in vars(KubernetesClient) if not name.startswith("_")} - {"close"}
+    assert {*CALLED.values(), *CALLED_FOR_DRA.values()} == calls
+
+
 def test_with_labels_from_a_file_no_node_is_patched(tmp_path: Path) -> None:
     verbs = granted(objects.everything(tmp_path))
     assert ("kata-gpu-labels", "", "nodes", "patch") not in verbs
@@ -264,16 +271,20 @@ def test_no_container_is_privileged_or_can_become_more(tmp_path: Path) -> None:
         assert context["capabilities"]["drop"] == ["ALL"]
 
 
-def test_the_agents_capabilities_are_for_seeing_alone(tmp_path: Path) -> None:
-    pod = objects.pod(objects.everything(tmp_path))
+SEEING: Final = {"SYS_PTRACE", "DAC_READ_SEARCH", "CHECKPOINT_RESTORE"}
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("device-plugin", set()), ("dra", {"SYS_RESOURCE"}), ("confidential", {"SYS_RESOURCE"})],
+)
+def test_the_agent_has_capabilities_to_see_and_for_its_guardian(name: str, more: set[str]) -> None:
+    pod = objects.pod(overlay_named(name))
     added = {
-        c["name"]: set(c["securityContext"]["capabilities"]["add"]) for c in pod["initContainers"]
+        one["name"]: set(one["securityContext"]["capabilities"]["add"])
+        for one in (*pod["initContainers"], *pod["containers"])
     }
-    assert added == {"modules": {"SYS_MODULE"}}
-    (one,) = pod["containers"]
-    assert set(one["securityContext"]["capabilities"]["add"]) == {
-        *("SYS_PTRACE", "DAC_READ_SEARCH", "CHECKPOINT_RESTORE")
-    }
+    assert added == {"modules": {"SYS_MODULE"}, "agent": SEEING | more}
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
@@ -300,9 +311,8 @@ def test_every_path_of_the_host_and_every_capability_is_explained_where_it_stand
             )
             is_capability = re.fullmatch(r" +- [A-Z_]+(  #.*)?", line)
             if is_volume or is_capability:
-                above = lines[number - 1].strip()
-                family = lines[number - 4].strip()  # the volume above, of the same comment
-                assert "#" in line or above.startswith("#") or "plugin-gpu" in family, (path, line)
+                above = lines[number - 4 : number]  # those before it may share a comment
+                assert "#" in line or any("#" in other for other in above), (path, line)
 
 
 if not os.geteuid():  # only root has capabilities to give up
@@ -346,9 +356,12 @@ if not os.geteuid():  # only root has capabilities to give up
 # Running
 
 
-def test_an_agent_is_gone_before_the_next_one_comes() -> None:
-    update = objects.named(overlay_named("dra"), "DaemonSet", "kata-gpu")["spec"]["updateStrategy"]
-    assert update["rollingUpdate"]["maxSurge"] == 0
+def test_the_next_agent_waits_beside_the_one_that_it_replaces(overlay: list[Document]) -> None:
+    spec = objects.named(overlay, "DaemonSet", "kata-gpu")["spec"]
+    assert spec["updateStrategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert spec["minReadySeconds"] > 0
+    (one,) = spec["template"]["spec"]["containers"]
+    assert "--wait" in one["args"]
 
 
 def test_an_admin_says_where_it_runs(overlay: list[Document]) -> None:
