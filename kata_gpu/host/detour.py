@@ -37,6 +37,8 @@ _OWN: Final = re.compile(r"pod-resources-[0-9a-f]{8}\.sock", re.ASCII)
 _NAME: Final = b"kata-gpu-guard"
 _TRIES_MAX: Final = 600
 _PAUSE_S: Final = 1.0
+_READY: Final = b"!"
+_START_TIMEOUT_S: Final = 10.0
 _PATIENCE_S: Final = 2.0
 _BLINK_S: Final = 0.01
 _DEAF_TO: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -149,20 +151,33 @@ class Guardian:
         self.pid: int | None = None
         """None where there is no guardian, or none any more."""
 
-        self._writing: int | None = None
+        self._ours: socket.socket | None = None
+        """Its other end is the guardian's, who notices when nobody has this one any more."""
 
     def start(self) -> int:
         """Fork the guardian and return its pid; to be called before there is any thread.
 
-        Where this process is the first of its PID namespace, the guardian ends with it.
+        It is on guard when this returns. Where this process is the first of its PID namespace,
+        the guardian ends with it.
+
+        Raises:
+            HostError: the guardian did not come up.
         """
-        reading, self._writing = os.pipe2(os.O_CLOEXEC)
+        self._ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            _guard(self.detour, reading)
-        os.close(reading)
+            _guard(self.detour, theirs)
+        theirs.close()
         self.pid = pid
-        return pid
+        self._ours.settimeout(_START_TIMEOUT_S)
+        try:
+            if self._ours.recv(1) == _READY:
+                return pid
+            why = "it has ended"
+        except OSError as error:
+            why = str(error)
+        self.stop()
+        raise HostError(f"cannot guard {self.detour.link}: process {pid} does not start: {why}")
 
     def is_there(self) -> bool:
         """Tell whether the guardian lives; one that died is not made anew."""
@@ -181,9 +196,9 @@ class Guardian:
 
         One that cannot close it goes on trying, and is not waited for.
         """
-        if self._writing is not None:
-            os.close(self._writing)
-            self._writing = None
+        if self._ours is not None:
+            self._ours.close()
+            self._ours = None
         until = time.monotonic() + _PATIENCE_S
         while self.is_there() and time.monotonic() < until:
             time.sleep(_BLINK_S)
@@ -248,14 +263,15 @@ def _folder(path: Path) -> Iterator[int]:
 # In the guardian
 
 
-def _guard(detour: Detour, reading: int) -> NoReturn:
-    """Wait until the other end of the pipe is closed, which only the agent has."""
+def _guard(detour: Detour, agent: socket.socket) -> NoReturn:
+    """Wait until the other end of the channel is closed, which only the agent has."""
     try:
-        leave_everything(but=reading)
+        leave_everything(but=agent.fileno())
         for number in _DEAF_TO:  # it ends when the agent has ended, and not before
             signal.signal(number, signal.SIG_IGN)
         _introduce()
-        os.read(reading, 1)
+        agent.send(_READY)
+        agent.recv(1)
         for _ in range(_TRIES_MAX):
             with suppress(HostError):
                 detour.close()
