@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from kata_gpu.act.journal import Journal
-from kata_gpu.agent import node
+from kata_gpu.agent import node, temporaries
 from kata_gpu.agent.drift import Watchman
 from kata_gpu.agent.hints import Reasons, Sources, Watching, listening, paths_to_watch
 from kata_gpu.agent.node import Turn
-from kata_gpu.discover import kata
 from kata_gpu.errors import EndingError, HostError, KataGpuError, LedgerError
-from kata_gpu.host import Host, files, locks, systemd
+from kata_gpu.host import Host, locks, systemd
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.plan import Setback
@@ -50,11 +49,9 @@ async def run(
         InvalidBlueprint: the blueprint is wrong; nothing was changed.
     """
     with locks.exclusive(host.path(settings.lock)):
-        _sweep(host, settings)
         watching = Watching(sources)
         watching.follow(())  # first: no change between reading the blueprint and watching it
         daemon = _Daemon(host, settings, load_blueprint)
-        daemon.sweep()
         async with server.serve(
             host.path(settings.socket),
             {STATUS: daemon.status},
@@ -75,17 +72,6 @@ def _notify(message: str) -> None:
         systemd.notify(message)
     except HostError as error:
         log.warning("%s", error)
-
-
-def _sweep(host: Host, settings: Settings) -> None:
-    """Remove what a killed agent's half-written files left behind."""
-    _sweep_all(host, (settings.state_directory, settings.cdi_directory))
-
-
-def _sweep_all(host: Host, directories: Iterable[str]) -> None:
-    for directory in directories:
-        for left in files.sweep(host.path(directory)):
-            log.warning("removed %s, which a killed agent left", left)
 
 
 async def _turn_until_stopped(
@@ -139,14 +125,6 @@ class _Daemon:
         self._trouble: str | None = None
         self._turning = asyncio.Lock()
 
-    def sweep(self) -> None:
-        """Remove what a killed agent left beside the base files of Kata."""
-        bases = (kata.find(self._host, h.name, h.config) for h in self._blueprint.handlers)
-        try:
-            _sweep_all(self._host, {base.directory for base in bases if base.directory})
-        except HostError as error:  # the folder is another program's, and it harms nobody there
-            log.warning("%s", error)
-
     async def turn(self, opened: Iterable[str] = ()) -> None:
         """Take one turn off the loop, and let readers have its state.
 
@@ -183,6 +161,7 @@ class _Daemon:
         try:
             if self._journal is None:
                 self._journal = node.open_journal(self._host, self._settings)
+                temporaries.sweep(self._host, self._settings, self._journal.ledger)
         except LedgerError as error:
             if self._read_only is None:
                 log.error("read-only: %s", error)  # noqa: TRY400 - no bug

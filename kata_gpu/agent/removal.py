@@ -4,10 +4,9 @@ The ledger goes after everything that it names, and the lock after the ledger: a
 is killed is finished by the next.
 """
 
-from collections.abc import Iterator
-
 from kata_gpu.act import owned_files
 from kata_gpu.act.journal import Journal
+from kata_gpu.agent import temporaries
 from kata_gpu.host import Host, files, paths
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.settings.agent import Settings
@@ -25,7 +24,7 @@ def remains(host: Host, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
     """
     last = (settings.socket, settings.ledger, settings.lock)
     found = (path for path in last if paths.is_there(host.path(path)))
-    return (*_temporaries(host, settings, ledger), *found)
+    return (*temporaries.find(host, settings, ledger), *found)
 
 
 def directories(host: Host, settings: Settings) -> tuple[str, ...]:
@@ -35,12 +34,6 @@ def directories(host: Host, settings: Settings) -> tuple[str, ...]:
     if runtime.rpartition("/")[2].startswith(_OURS):
         found.append(runtime)
     return tuple(path for path in dict.fromkeys(found) if paths.is_there(host.path(path)))
-
-
-def sweep(host: Host, settings: Settings, ledger: Ledger) -> None:
-    """Remove half-written files, so that the folders which were made for us can go."""
-    for path in _temporaries(host, settings, ledger):
-        files.remove(host.path(path), follow=True)
 
 
 def finish(host: Host, settings: Settings, journal: Journal, known: Ledger) -> None:
@@ -58,19 +51,3 @@ def finish(host: Host, settings: Settings, journal: Journal, known: Ledger) -> N
         at = host.path(path)
         if not at.is_symlink():  # an admin's, like what it leads to
             files.remove_empty(at)
-
-
-def _near(settings: Settings, ledger: Ledger) -> tuple[str, ...]:
-    """Return the folders where files of ours are made."""
-    found = [settings.state_directory, settings.cdi_directory]
-    for path in ledger.files:
-        folder = path.rpartition("/")[0]
-        found += [folder, folder.rpartition("/")[0]]
-    return tuple(path for path in dict.fromkeys(found) if path)
-
-
-def _temporaries(host: Host, settings: Settings, ledger: Ledger) -> Iterator[str]:
-    for directory in _near(settings, ledger):
-        for name in files.names(host.path(directory)):
-            if name.startswith(files.TEMPORARY):
-                yield f"{directory}/{name}"
