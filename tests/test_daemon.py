@@ -261,11 +261,15 @@ def test_a_stop_during_the_first_turn_lets_it_end(kernel: FakeKernel, events: Ev
 def test_what_a_killed_agent_left_half_written_is_swept(kernel: FakeKernel, events: Events) -> None:
     left = [
         kernel.host.path(f"{folder}/.kata-gpu-0123456789abcdef")
-        for folder in (SETTINGS.state_directory, SETTINGS.cdi_directory)
+        for folder in (
+            *(SETTINGS.state_directory, SETTINGS.cdi_directory),
+            *(SETTINGS.quarantine, "/etc/cdi"),
+        )
     ]
     for path in left:
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    kernel.host.path(f"{SETTINGS.quarantine}/%2Fetc%2Fcdi%2Fvendor.yaml").touch()
 
     run(kernel, events, nothing)
     assert not any(path.exists() for path in left)

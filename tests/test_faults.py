@@ -58,6 +58,14 @@ def only(folder: Path, path: Path) -> bool:
     return list(folder.iterdir()) == [path]
 
 
+def swept(folder: Path) -> list[Path]:
+    """Remove what a killed process left half-written, and return it."""
+    left = [path for path in folder.iterdir() if path.name.startswith(files.TEMPORARY)]
+    for path in left:
+        path.unlink()
+    return left
+
+
 def test_a_replacement_is_these_calls_in_this_order(subject: Subject, tmp_path: Path) -> None:
     path = file_with(tmp_path, "old")
     ended = subject.do(partial(works.replace, path, "new", tmp_path))
@@ -123,7 +131,7 @@ def test_a_temporary_that_cannot_be_removed_is_swept_later(
         partial(works.replace, path, "new", tmp_path), lambda _, name: refusals.get(name, 0)
     )
     assert str(ended.error) == f"cannot write {path}: Input/output error"
-    assert len(files.sweep(tmp_path)) == 1
+    assert len(swept(tmp_path)) == 1
     assert only(tmp_path, path)
 
 
@@ -151,7 +159,7 @@ def test_a_process_that_is_killed_at_any_call_leaves_the_old_or_the_new(
         seen.append(path.read_text())
         assert Journal(path).ledger == (OLD if seen[-1] == old else NEW)
         left = [other for other in tmp_path.iterdir() if other != path]
-        assert files.sweep(tmp_path) == left
+        assert swept(tmp_path) == left
         assert only(tmp_path, path)
     renamed = calls.index("rename") + 1
     assert seen == renamed * [old] + (len(calls) - renamed) * [new]
@@ -186,7 +194,7 @@ def test_a_move_that_is_killed_at_any_call_loses_nothing_and_is_finished(
         assert places == ["theirs"] or (files.is_moved(source, target) and not is_near)
         if source.exists():
             files.move(source, target, staging=staging)
-        files.sweep(staging)
+        swept(staging)
         assert target.read_text() == "theirs"
         assert not source.exists()
         assert only(target.parent, target)

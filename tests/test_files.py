@@ -200,14 +200,3 @@ def test_links_lead_where_the_mounted_host_would_follow_them(tmp_path: Path, tar
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/link").symlink_to(target)
     assert files.resolve("/deep/link", root=tmp_path) == "/folder/file"
-
-
-def test_a_sweep_removes_what_a_killed_agent_left_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / ".kata-gpu-0123456789abcdef").touch()
-    (tmp_path / "kata-gpu-nvidia.com_pgpu.json").touch()
-    assert files.sweep(tmp_path) == [tmp_path / ".kata-gpu-0123456789abcdef"]
-    assert [path.name for path in tmp_path.iterdir()] == ["kata-gpu-nvidia.com_pgpu.json"]
-
-
-def test_there_is_nothing_to_sweep_where_there_is_no_folder(tmp_path: Path) -> None:
-    assert files.sweep(tmp_path / "none") == []

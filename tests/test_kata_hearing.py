@@ -137,6 +137,7 @@ def test_a_changed_base_file_has_its_lists_appended_to_anew(
 def test_what_a_killed_agent_left_beside_a_base_file_is_removed(
     kernel: FakeKernel, events: Events, watches: Watches
 ) -> None:
+    node.converge(kernel.host, SETTINGS, blueprint.parse(BLUEPRINT), journal_of(kernel.host))
     left = beside(kernel).parent / f"{TEMPORARY}0123456789abcdef"
     left.write_text("[hyper")
 

@@ -12,7 +12,9 @@ import pytest
 from kata_gpu.act import executor
 from kata_gpu.agent import node
 from kata_gpu.agent.node import Turn
+from kata_gpu.discover import runtimes
 from kata_gpu.errors import HostError, InvalidBlueprint
+from kata_gpu.host import Host
 from kata_gpu.model.blueprint import Blueprint, Restart, RuntimeKind
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.plan import RestartService, Severity, WriteFile
@@ -290,3 +292,83 @@ def test_a_daemon_does_not_try_a_restart_that_failed_again_and_again(
         run(kernel, events, script, replace(QUICK, rescan_interval_s=0.2))
     finally:
         events.close()
+
+
+# What is asked once
+
+
+def containerd_of(kernel: FakeKernel, systemd: Systemd, version: str) -> None:
+    """Give the node a containerd, in a file of its own, that tells its version."""
+    binary = kernel.host.path("/usr/bin/containerd")
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    fresh = binary.with_name("fresh")
+    fresh.write_text(version)
+    fresh.replace(binary)
+
+    def answer(argv: tuple[str, ...]) -> str:
+        if argv[-1] != "--version":
+            return systemd.run(argv)
+        return f"containerd github.com/containerd/containerd/v2 v{binary.read_text()} abc"
+
+    kernel.on_run = answer
+
+
+def found(host: Host) -> tuple[str | None, float | None]:
+    (runtime,) = runtimes.find(host)
+    return runtime.version, runtime.started_at_s
+
+
+def test_a_container_runtime_that_is_the_same_is_asked_once(
+    kernel: FakeKernel, systemd: Systemd
+) -> None:
+    containerd_of(kernel, systemd, "2.0.5")
+    host = kernel.host
+    version, started = found(host)
+    assert (version, started is not None) == ("2.0.5", True)
+    asked = len(kernel.runs)
+    again, since = found(host)
+    assert again == "2.0.5"
+    assert since == pytest.approx(started, abs=1)
+    assert len(kernel.runs) == asked
+
+
+def test_a_container_runtime_that_was_replaced_or_restarted_is_asked_again(
+    kernel: FakeKernel, systemd: Systemd
+) -> None:
+    containerd_of(kernel, systemd, "2.0.5")
+    host = kernel.host
+    _, started = found(host)
+    containerd_of(kernel, systemd, "2.1.0")
+    systemd.run((*services_restart(), CONTAINERD))
+    version, since = found(host)
+    assert version == "2.1.0"
+    assert started is not None
+    assert since is not None
+    assert since > started
+
+
+def test_a_service_whose_process_nobody_can_tell_is_asked_each_time(
+    kernel: FakeKernel, systemd: Systemd
+) -> None:
+    host = kernel.host
+    found(host)
+    for cgroup in host.path("/proc").glob("[0-9]*/cgroup"):
+        cgroup.write_text("0::/\n")
+    asked = len(kernel.runs)
+    assert found(host)[1] is not None
+    assert len(kernel.runs) == asked + 1
+
+
+def test_a_container_runtime_that_does_not_answer_is_asked_again(
+    kernel: FakeKernel, systemd: Systemd
+) -> None:
+    containerd_of(kernel, systemd, "2.0.5")
+    answer, host = kernel.on_run, kernel.host
+
+    def refuse(argv: tuple[str, ...]) -> str:
+        raise HostError(f"cannot run {argv[0]}: it is busy")
+
+    kernel.on_run = refuse
+    assert found(host) == (None, None)
+    kernel.on_run = answer
+    assert found(host)[0] == "2.0.5"

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 from kata_gpu import __version__
 from kata_gpu.act.journal import Journal
-from kata_gpu.agent import node
+from kata_gpu.agent import asking, node, temporaries
 from kata_gpu.agent.drift import Watchman
 from kata_gpu.agent.hints import Reasons, Sources, Watching, listening, paths_to_watch
 from kata_gpu.agent.node import Turn
-from kata_gpu.discover import kata
 from kata_gpu.errors import EndingError, HeldError, HostError, KataGpuError, LedgerError
-from kata_gpu.host import Host, files, locks, systemd
+from kata_gpu.host import Host, locks, systemd
 from kata_gpu.host.detour import Guardian
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.ledger import Ledger
@@ -69,11 +68,10 @@ async def run(
     """
     load_blueprint()  # whoever waits says at once what is wrong with it
     async with _alone(host.path(settings.lock), waits=waits):
-        _sweep(host, settings)
         watching = Watching(sources)
         watching.follow(())  # first: no change between reading the blueprint and watching it
+        asking.settle(host, settings)  # before a drop-in leads Kata there
         daemon = _Daemon(host, settings, load_blueprint, guardian)
-        daemon.sweep()
         async with (
             server.serve(
                 host.path(settings.socket),
@@ -130,17 +128,6 @@ def _notify(message: str) -> None:
         systemd.notify(message)
     except HostError as error:
         log.warning("%s", error)
-
-
-def _sweep(host: Host, settings: Settings) -> None:
-    """Remove what a killed agent's half-written files left behind."""
-    _sweep_all(host, (settings.state_directory, settings.cdi_directory))
-
-
-def _sweep_all(host: Host, directories: Iterable[str]) -> None:
-    for directory in directories:
-        for left in files.sweep(host.path(directory)):
-            log.warning("removed %s, which a killed agent left", left)
 
 
 async def _turn_until_stopped(
@@ -207,14 +194,6 @@ class _Daemon:
         self._publishing = self._open_publishing(guardian)
         self._measures = Measures(version=__version__, state=None)
 
-    def sweep(self) -> None:
-        """Remove what a killed agent left beside the base files of Kata."""
-        bases = (kata.find(self._host, h.name, h.config) for h in self._blueprint.handlers)
-        try:
-            _sweep_all(self._host, {base.directory for base in bases if base.directory})
-        except HostError as error:  # the folder is another program's, and it harms nobody there
-            log.warning("%s", error)
-
     async def turn(self, opened: Iterable[str] = ()) -> None:
         """Take one turn off the loop, and let readers have its state.
 
@@ -276,6 +255,7 @@ class _Daemon:
         try:
             if self._journal is None:
                 self._journal = node.open_journal(self._host, self._settings)
+                temporaries.sweep(self._host, self._settings, self._journal.ledger)
         except LedgerError as error:
             if self._read_only is None:
                 log.error("read-only: %s", error)  # noqa: TRY400 - no bug
@@ -403,6 +383,7 @@ class _Daemon:
             turns=self._number,
             is_read_only=self._read_only is not None,
             is_outdated=self._complaint is not None,
+            answered={} if self._publishing is None else self._publishing.answered,
         )
         return server.Text(content=metrics.render(measures), kind=metrics.CONTENT_TYPE)
 

@@ -91,6 +91,7 @@ class Publishing:
         self._by_name: dict[str, Device] = {}
         self._plugins: DevicePlugins | None = None
         self._proxy: Proxy | None = None
+        self._kata_was_led = asyncio.Event()
         self._client: KubernetesClient | None = None
         self._publishers: dict[str, SlicePublisher] = {}
         self._chores: dict[str, asyncio.Task[None]] = {}
@@ -108,10 +109,8 @@ class Publishing:
 
     def update(self, turned: Turned) -> None:
         """Tell everybody what a turn left; quick, and never waits."""
-        if self._proxy is not None and (
-            self._turned is None or turned.devices != self._turned.devices
-        ):
-            self._proxy.forget()
+        if self._turned is None or turned.devices != self._turned.devices:
+            self._hands_change()
         self._turned = turned
         self._by_name = {device.name: device for device in turned.devices}
         if self._plugins is not None:
@@ -126,15 +125,21 @@ class Publishing:
     async def serve(self) -> AsyncIterator[None]:
         """Serve kubelet and Kata, and write to the API server, until the block ends."""
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._end)
+            if self._guardian is not None:  # before kubelet can give a pod what Kata asks for
+                self._begin("pod resources", partial(self._answer_kata, self._guardian))
+                await self._kata_was_led.wait()
             plugins = device_plugins.running(self._plugin, Pace(poll_s=_POLL_S))
             self._plugins = await stack.enter_async_context(plugins)
-            stack.push_async_callback(self._end)
             self._tell(self._plugins)
-            if self._guardian is not None:
-                self._begin("pod resources", partial(self._answer_kata, self._guardian))
             if self._kubernetes.api:
                 self._begin("API server", self._speak_to_server)
             yield
+
+    @property
+    def answered(self) -> Mapping[str, int]:
+        """How often Kata was answered, by where the answer came from."""
+        return {} if self._proxy is None else self._proxy.answered
 
     def status(self) -> dict[str, Any]:
         """Return how each part is, for the status document."""
@@ -234,12 +239,14 @@ class Publishing:
             await asyncio.Event().wait()
 
     async def _answer_kata(self, guardian: Guardian) -> None:
-        async with asking.answering(guardian, self._ours) as proxy:
-            self._proxy = proxy
-            try:
+        try:
+            async with asking.answering(guardian, self._ours) as proxy:
+                self._proxy = proxy
+                self._kata_was_led.set()
                 await asyncio.Event().wait()
-            finally:
-                self._proxy = None
+        finally:
+            self._proxy = None
+            self._kata_was_led.set()
 
     async def _speak_to_server(self) -> None:
         agent = f"kata-gpu/{__version__}"
@@ -286,6 +293,7 @@ class Publishing:
             if why is not None:
                 self._wake()
                 raise HostError(f"cannot give {name} to a pod: {why}")
+        self._hands_change()
         return {name: known[name] for name in ids}
 
     def _fault(self, device: Device) -> str | None:
@@ -303,6 +311,7 @@ class Publishing:
     async def _claim(self, namespace: str, name: str) -> Mapping[str, Any] | None:
         if self._client is None:
             raise HostError(f"cannot read claim {name}: the API server is not reached yet")
+        self._hands_change()
         try:
             return await self._client.get_claim(namespace, name)
         except NotFoundError:
@@ -317,9 +326,13 @@ class Publishing:
         return devices
 
     async def _let_go(self, _units: frozenset[str]) -> None:
+        self._hands_change()
+        await self._look()
+
+    def _hands_change(self) -> None:
+        """Have Kata told nothing of before: a device goes to a pod, or leaves one."""
         if self._proxy is not None:
             self._proxy.forget()
-        await self._look()
 
     def _ours(self) -> Ours | None:
         return Ours.of(() if self._turned is None else self._turned.devices, self._node)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from kata_gpu.act import owned_files
 from kata_gpu.act.journal import Journal
+from kata_gpu.agent import temporaries
 from kata_gpu.host import Host, detour, files, paths
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.settings.agent import Settings
@@ -25,7 +26,7 @@ def remains(host: Host, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
     """
     last = (settings.pod_resources_link, settings.socket, settings.ledger, settings.lock)
     found = (path for path in last if paths.is_there(host.path(path)))
-    return (*_temporaries(host, settings, ledger), *_sockets(host, settings), *found)
+    return (*temporaries.find(host, settings, ledger), *_sockets(host, settings), *found)
 
 
 def directories(host: Host, settings: Settings) -> tuple[str, ...]:
@@ -35,12 +36,6 @@ def directories(host: Host, settings: Settings) -> tuple[str, ...]:
     if runtime.rpartition("/")[2].startswith(_OURS):
         found.append(runtime)
     return tuple(path for path in dict.fromkeys(found) if paths.is_there(host.path(path)))
-
-
-def sweep(host: Host, settings: Settings, ledger: Ledger) -> None:
-    """Remove half-written files, so that the folders which were made for us can go."""
-    for path in _temporaries(host, settings, ledger):
-        files.remove(host.path(path), follow=True)
 
 
 def finish(host: Host, settings: Settings, journal: Journal, known: Ledger) -> None:
@@ -60,25 +55,9 @@ def finish(host: Host, settings: Settings, journal: Journal, known: Ledger) -> N
             files.remove_empty(at)
 
 
-def _near(settings: Settings, ledger: Ledger) -> tuple[str, ...]:
-    """Return the folders where files of ours are made."""
-    found = [settings.state_directory, settings.cdi_directory]
-    for path in ledger.files:
-        folder = path.rpartition("/")[0]
-        found += [folder, folder.rpartition("/")[0]]
-    return tuple(path for path in dict.fromkeys(found) if path)
-
-
 def _sockets(host: Host, settings: Settings) -> Iterator[str]:
     """Yield the sockets for Kata that killed agents left."""
     directory = settings.runtime_directory
     for name in files.names(host.path(directory)):
         if detour.is_own_socket(name):
             yield f"{directory}/{name}"
-
-
-def _temporaries(host: Host, settings: Settings, ledger: Ledger) -> Iterator[str]:
-    for directory in _near(settings, ledger):
-        for name in files.names(host.path(directory)):
-            if name.startswith(files.TEMPORARY):
-                yield f"{directory}/{name}"

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterable
 
 from kata_gpu.act import executor
-from kata_gpu.agent import node, removal
+from kata_gpu.agent import node, removal, temporaries
 from kata_gpu.cli import configuration, consent, context, output
 from kata_gpu.cli.change import Progress, failed
 from kata_gpu.cli.exit_code import ExitCode
@@ -44,7 +44,7 @@ def carry_out(host: Host, settings: Settings) -> int:
     if found.refusals:
         _show(found, (), ())
         return _refused()
-    removal.sweep(host, settings, known)
+    temporaries.sweep(host, settings, known)  # so that the folders which we made can go
     report = executor.execute(host, found, journal, progress=Progress())
     if report.failures:
         return failed(report)

@@ -149,26 +149,38 @@ def _is_managed(host: Host, main: str) -> bool:
 
 
 def _version(host: Host, programs: Iterable[str]) -> str | None:
-    """Return what the program says of itself; None where it does not, or is not there."""
+    """Return what the program says of itself; None where it does not, or is not there.
+
+    The same file is not asked again.
+    """
     program = next((path for path in programs if _resolved(host, path)), None)
     if program is None:
         return None
-    inside = () if str(host.root) == "/" else ("/usr/sbin/chroot", str(host.root))
+    file = paths.identity(host.path(_resolved(host, program) or program))
     try:
-        said = host.run((*inside, program, "--version"), timeout_s=_VERSION_TIMEOUT_S)
+        said = host.answers.get(
+            ("version", program),
+            lambda kept: file is not None and kept[0] == file,
+            lambda: (file, _said(host, program)),
+        )
     except HostError:
         return None
-    match = _VERSION.search(said)
+    match = _VERSION.search(said[1])
     return None if match is None else match[1]
+
+
+def _said(host: Host, program: str) -> str:
+    inside = () if str(host.root) == "/" else ("/usr/sbin/chroot", str(host.root))
+    return host.run((*inside, program, "--version"), timeout_s=_VERSION_TIMEOUT_S)
 
 
 def _service(host: Host, names: Iterable[str]) -> tuple[str | None, float | None]:
     """Return the service that runs, and since when; None for what nobody can say."""
     for name in names:
         try:
-            started = services.started_at_s(host, name)
+            started = services.last_start(host, name)
         except HostError:
             return None, None
         if started is not None:
-            return name, started
+            return name, started.at_s
     return None, None

@@ -1,9 +1,10 @@
 """The floor: the only room that touches the operating system. It knows no policy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+from kata_gpu.host.answers import Answers
 from kata_gpu.host.children import Children
 from kata_gpu.host.commands import Run, run
 from kata_gpu.host.sysfs import Sysfs
@@ -18,6 +19,8 @@ class Host:
     root: Path
     sysfs: Sysfs
     run: Run
+    answers: Answers = field(default_factory=Answers, compare=False)
+    """What programs of this host said before."""
 
     @classmethod
     def at(

@@ -269,17 +269,6 @@ def names(directory: Path) -> list[str]:
         return []
 
 
-def sweep(directory: Path) -> list[Path]:
-    """Remove temporaries that a killed agent left in *directory*; return what was removed."""
-    try:
-        left = [path for path in directory.iterdir() if path.name.startswith(TEMPORARY)]
-    except OSError:
-        return []
-    for path in left:
-        remove(path)
-    return left
-
-
 def resolve(path: str, *, root: Path) -> str | None:
     """Return the real path behind an absolute *path* of the host mounted at *root*.
 

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from kata_gpu.errors import HostError
-from kata_gpu.host import child
+from kata_gpu.host import child, procfs
 from kata_gpu.model.operation import Operation
 
 _LINK: Final = re.compile(r"/memfd:kata-gpu:([\w:./-]+)(?:=([ -~]*?))?(?: \(deleted\))?", re.ASCII)
 _SYMBOL: Final = re.compile(r"[A-Za-z_][\w.]{0,127}", re.ASCII)
-_START_TIME: Final = 19
-"""Index of starttime in /proc/PID/stat after the command."""
 
 
 def find(proc: Path) -> tuple[Operation, ...]:
@@ -64,11 +62,11 @@ def _operation(proc: Path, process: str) -> Operation | None:
 
 def _age_s(proc: Path, process: str) -> float:
     """Return how long a process has been there; 0 where that cannot be told."""
-    fields = _first_line(proc / process / "stat").rpartition(")")[2].split()
+    ticks = procfs.start_ticks(proc, int(process))
     uptime = _first_line(proc / "uptime").split()
     try:
-        started_s = int(fields[_START_TIME]) / os.sysconf("SC_CLK_TCK")
-        return max(0.0, float(uptime[0]) - started_s)
+        started_s = (ticks or 0) / os.sysconf("SC_CLK_TCK")
+        return max(0.0, float(uptime[0]) - started_s) if ticks is not None else 0.0
     except (ValueError, IndexError):
         return 0.0
 

@@ -82,6 +82,18 @@ def modified_at_s(path: Path) -> float | None:
         return None
 
 
+def identity(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from one that took its place: device, inode, time of writing.
+
+    Links are followed. None if nobody can say.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
 def is_executable(path: Path) -> bool:
     """Tell whether *path* is a file that somebody may execute."""
     try:

@@ -36,6 +36,9 @@ _MAPPING: Final = re.compile(
 _VFIO_DEVICE: Final = b"anon_inode:[vfio-device]"
 _SYSPATH: Final = re.compile(r"^vfio-device-syspath:\s+/\S*/([^/\s]+)$", re.MULTILINE)
 _UID: Final = re.compile(r"^Uid:\s+([0-9]+)", re.MULTILINE)
+_START_TIME: Final = 19
+"""Index of starttime in /proc/PID/stat after the command, proc(5)."""
+
 _NONE: Final = 0  # as a device's number: no device has it
 
 _AT_FDCWD: Final = -100
@@ -208,6 +211,16 @@ class _Scan:
         if stat.S_ISCHR(status.mode):
             return os.makedev(status.rdev_major, status.rdev_minor)
         return _NONE if stat.S_IFMT(status.mode) else None  # an anonymous inode has no type
+
+
+def start_ticks(proc: Path, pid: int) -> int | None:
+    """Return when a process began, in clock ticks since the boot; None where there is none.
+
+    With its pid that tells it from every other.
+    """
+    fields = _text(proc / str(pid) / "stat").rpartition(")")[2].split()
+    word = fields[_START_TIME] if len(fields) > _START_TIME else ""
+    return int(word) if word.isdecimal() else None
 
 
 def _names(directory: bytes) -> list[bytes]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kata_gpu.errors import HostError
-from kata_gpu.host import Host
+from kata_gpu.host import Host, cgroups, procfs
 
 _SYSTEMCTL: Final = ("/usr/bin/env", "SYSTEMD_IGNORE_CHROOT=1", "/usr/bin/systemctl")
 _LOOK_TIMEOUT_S: Final = 10.0
@@ -57,21 +57,62 @@ def read(host: Host, name: str) -> Service:
     return Service(load_state=found["LoadState"], active_state=found["ActiveState"])
 
 
-def started_at_s(host: Host, name: str) -> float | None:
-    """Return when a service was started, in seconds since the epoch; None if it does not run.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """The last start of a service that runs."""
 
-    It is as exact as the node's clock was steady since.
+    at_monotonic_s: float
+    main_process: tuple[int, int] | None
+    """Its pid, and when the kernel started it, in ticks; None for what cannot be told.
+
+    While there is such a process, the service was not started again.
+    """
+
+    @property
+    def at_s(self) -> float:
+        """Seconds since the epoch, as exact as the node's clock was steady since."""
+        return time.time() - time.monotonic() + self.at_monotonic_s
+
+
+def last_start(host: Host, name: str) -> Start | None:
+    """Return when a service was started; None if it does not run.
+
+    It is not asked again while its main process is the same.
 
     Raises:
         HostError: there is no systemd, or it does not answer.
     """
-    asked = ("-p", "ActiveState", "-p", "ActiveEnterTimestampMonotonic")
+
+    def holds(kept: Start | None) -> bool:
+        known = None if kept is None else kept.main_process
+        return known is not None and known == _main_process(host, name, known[0])
+
+    return host.answers.get(("last start", name), holds, lambda: _last_start(host, name))
+
+
+def _main_process(host: Host, name: str, pid: int) -> tuple[int, int] | None:
+    """Return what tells the process *pid* from others; None if it is not one of the service.
+
+    A container may see processes of its own only, which have the same numbers.
+    """
+    proc = host.path("/proc")
+    started = procfs.start_ticks(proc, pid)
+    is_its = cgroups.service(procfs.process(proc, pid).cgroups) == name
+    return (pid, started) if is_its and started is not None else None
+
+
+def _last_start(host: Host, name: str) -> Start | None:
+    asked = ("-p", "ActiveState", "-p", "ActiveEnterTimestampMonotonic", "-p", "MainPID")
     said = host.run((*_SYSTEMCTL, "show", *asked, "--", name), timeout_s=_LOOK_TIMEOUT_S)
     found = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
     word = found.get("ActiveEnterTimestampMonotonic", "")
     if found.get("ActiveState") != "active" or not word.isdecimal() or not int(word):
         return None
-    return time.time() - time.monotonic() + int(word) / 1e6
+    pid = found.get("MainPID", "")
+    return Start(
+        at_monotonic_s=int(word) / 1e6,
+        main_process=_main_process(host, name, int(pid)) if pid.isdecimal() else None,
+    )
 
 
 def stop(host: Host, name: str) -> None:

@@ -60,10 +60,14 @@ class Systemd:
             case ["show", "-p", "LoadState", "-p", "ActiveState", "--", name]:
                 active = "active" if name in self._pids else "inactive"
                 return f"LoadState={self._load_state(name)}\nActiveState={active}\n"
-            case ["show", "-p", "ActiveState", "-p", "ActiveEnterTimestampMonotonic", "--", name]:
+            case ["show", "-p", state, "-p", entered, "-p", pid, "--", name]:
+                asked = (state, entered, pid)
+                assert asked == ("ActiveState", "ActiveEnterTimestampMonotonic", "MainPID"), asked
                 active = "active" if name in self._pids else "inactive"
-                entered = self._entered_us.get(name, 0)
-                return f"ActiveState={active}\nActiveEnterTimestampMonotonic={entered}\n"
+                return (
+                    f"MainPID={self._pids.get(name, 0)}\nActiveState={active}\n"
+                    f"ActiveEnterTimestampMonotonic={self._entered_us.get(name, 0)}\n"
+                )
             case ["--no-ask-password", "restart", "--", name]:
                 self._restart(argv, name)
                 return ""
