@@ -1,6 +1,15 @@
 """What the API server, or the way to it, has against a request."""
 
+import json
+from typing import Final
+
 from kata_gpu.errors import KataGpuError
+
+TEXT_MAX: Final = 500
+"""Characters of an answer that an error repeats."""
+
+_RETRY_S: Final = 1.0
+"""When a server that has too much to do does not say when to come again."""
 
 
 class ApiError(KataGpuError):
@@ -29,3 +38,34 @@ class TooManyRequestsError(ApiError):
 
 class ExpiredError(ApiError):
     """The server has forgotten what happened since: list again."""
+
+
+_KINDS: Final = {
+    404: NotFoundError,
+    409: ConflictError,
+    410: ExpiredError,
+    429: TooManyRequestsError,
+}
+
+
+def refusal(what: str, status: int, raw: bytes, retry_after: str | None = None) -> ApiError:
+    """Return the error that an answer with that *status* is."""
+    kind = _KINDS.get(status, ApiError)
+    retry_after_s: float | None = None
+    if retry_after and retry_after.isascii() and retry_after.isdigit():
+        retry_after_s = float(retry_after)
+        kind = TooManyRequestsError if kind is ApiError else kind
+    elif kind is TooManyRequestsError:
+        retry_after_s = _RETRY_S
+    hint = "; see configs/kubernetes for the role it needs" if status in {401, 403} else ""
+    return kind(f"cannot {what}: {status}: {text_of(raw)}{hint}", retry_after_s=retry_after_s)
+
+
+def text_of(raw: bytes) -> str:
+    """Return what an answer says, for people: the message of a Status, or its beginning."""
+    try:
+        message = json.loads(raw)["message"]
+    except (ValueError, KeyError, TypeError):
+        message = raw.decode(errors="replace")
+    text = " ".join(str(message).split())
+    return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}…"
