@@ -16,11 +16,15 @@ class ApiError(KataGpuError):
     """The request came to nothing: the server refused it, or nobody answered in time.
 
     :attr:`retry_after_s` is how long the server wants to be left alone; None when it does not
-    say. After a write that nobody answered, the object may be changed or not.
+    say. :attr:`status` is that of its answer; None when there was none, and then an object that
+    was to be written may be changed or not.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
+        self.status = status
         self.retry_after_s = retry_after_s
 
 
@@ -58,7 +62,8 @@ def refusal(what: str, status: int, raw: bytes, retry_after: str | None = None) 
     elif kind is TooManyRequestsError:
         retry_after_s = _RETRY_S
     hint = "; see configs/kubernetes for the role it needs" if status in {401, 403} else ""
-    return kind(f"cannot {what}: {status}: {text_of(raw)}{hint}", retry_after_s=retry_after_s)
+    message = f"cannot {what}: {status}: {text_of(raw)}{hint}"
+    return kind(message, status=status, retry_after_s=retry_after_s)
 
 
 def text_of(raw: bytes) -> str:
