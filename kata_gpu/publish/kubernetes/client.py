@@ -17,15 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
+import yaml
+
 from kata_gpu.errors import HostError
 from kata_gpu.model.slices import Object
-from kata_gpu.publish.kubernetes.errors import (
-    ApiError,
-    ConflictError,
-    ExpiredError,
-    NotFoundError,
-    TooManyRequestsError,
-)
+from kata_gpu.publish.kubernetes.errors import TEXT_MAX, ApiError, refusal, text_of
 from kata_gpu.publish.kubernetes.watching import Watch
 
 _RESOURCE_API: Final = "/apis/resource.k8s.io/v1"
@@ -35,18 +31,11 @@ TIMEOUT_S: Final = 15.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 _THREADS: Final = 4
 ANSWER_MAX_BYTES: Final = 16 * 1024 * 1024
-_TEXT_MAX: Final = 500
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
-_RETRY_S: Final = 1.0
-"""When a server that has too much to do does not say when to come again."""
 
-_ERRORS: Final = {
-    404: NotFoundError,
-    409: ConflictError,
-    410: ExpiredError,
-    429: TooManyRequestsError,
-}
+_NO_KUBECONFIG: Final = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError)
+"""What the library raises for a file of another shape, which it does not check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +75,7 @@ def _load(kubeconfig: str | None, agent: str) -> tuple[Any, Failures]:
             config.load_incluster_config(client_configuration=settings)
         else:
             config.load_kube_config(kubeconfig, client_configuration=settings, persist_config=False)
-    except (config.ConfigException, OSError, ValueError) as error:
+    except (config.ConfigException, OSError, *_NO_KUBECONFIG) as error:
         whence = kubeconfig or "the service account of this pod"
         raise HostError(
             f"cannot reach the API server by {whence}: {error}; set kubernetes.kubeconfig in "
@@ -271,53 +260,30 @@ class KubernetesClient:
     def _answer(self, response: Any, what: str) -> dict[str, Any]:
         try:
             raw = response.read(ANSWER_MAX_BYTES + 1)
-            response.release_conn()
         except self._failures as error:
             response.close()
             raise _failure(error, what) from error
         if len(raw) > ANSWER_MAX_BYTES:
             response.close()
             raise ApiError(f"cannot {what}: the answer has more than {ANSWER_MAX_BYTES} bytes")
+        response.release_conn()
         if not 200 <= response.status < 300:  # noqa: PLR2004 - success
-            raise refusal(what, response.status, _text(raw), response.headers.get("Retry-After"))
+            raise refusal(what, response.status, raw, response.headers.get("Retry-After"))
         return _object(raw, what)
 
 
 def _failure(error: Exception, what: str) -> ApiError:
-    return ApiError(f"cannot {what}: {' '.join(str(error).split())[:_TEXT_MAX]}")
+    return ApiError(f"cannot {what}: {' '.join(str(error).split())[:TEXT_MAX]}")
 
 
 def _object(raw: bytes, what: str) -> dict[str, Any]:
     try:
         found = json.loads(raw)
     except ValueError as error:
-        raise ApiError(f"cannot {what}: the answer is no JSON: {_text(raw)}") from error
+        raise ApiError(f"cannot {what}: the answer is no JSON: {text_of(raw)}") from error
     if not isinstance(found, dict):
-        raise ApiError(f"cannot {what}: the answer is no JSON object: {_text(raw)}")
+        raise ApiError(f"cannot {what}: the answer is no JSON object: {text_of(raw)}")
     return found
-
-
-def refusal(what: str, status: int, text: str, retry_after: str | None = None) -> ApiError:
-    """Return the error that an answer with that *status* is."""
-    kind = _ERRORS.get(status, ApiError)
-    retry_after_s: float | None = None
-    if retry_after and retry_after.isascii() and retry_after.isdigit():
-        retry_after_s = float(retry_after)
-        kind = TooManyRequestsError if kind is ApiError else kind
-    elif kind is TooManyRequestsError:
-        retry_after_s = _RETRY_S
-    hint = "; see configs/kubernetes for the role it needs" if status in {401, 403} else ""
-    return kind(f"cannot {what}: {status}: {text}{hint}", retry_after_s=retry_after_s)
-
-
-def _text(raw: bytes) -> str:
-    """Return what an answer says, for people: the message of a Status, or its beginning."""
-    try:
-        message = json.loads(raw)["message"]
-    except (ValueError, KeyError, TypeError):
-        message = raw.decode(errors="replace")
-    text = " ".join(str(message).split())
-    return text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]}…"
 
 
 def _path(collection: str, name: str) -> str:

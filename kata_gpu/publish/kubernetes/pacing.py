@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from kata_gpu.errors import KataGpuError
 from kata_gpu.publish.kubernetes.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -64,15 +65,15 @@ class BackOff:
         self.works()
         self._failures = 0
 
-    def failed(self, error: ApiError) -> float:
+    def failed(self, error: KataGpuError) -> float:
         """Return how long to wait now; never less than the server asked for."""
         now_s = self._pacing.now()
         if now_s >= self._forgets_at_s:
             self._failures = 0
         longest_s = self._pacing.retry_max_s
         grown_s = min(self._pacing.retry_s * 2.0 ** min(self._failures, 30), longest_s)
-        asked_s = min(error.retry_after_s or 0.0, longest_s)
-        pause_s = asked_s + grown_s * _RANDOM.uniform(0.5, 1.0)
+        asked_s = (error.retry_after_s or 0.0) if isinstance(error, ApiError) else 0.0
+        pause_s = min(asked_s, longest_s) + grown_s * _RANDOM.uniform(0.5, 1.0)
         self._failures += 1
         self._forgets_at_s = now_s + pause_s + _FORGETS_AFTER_S
         if str(error) != self.trouble:

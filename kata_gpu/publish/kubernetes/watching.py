@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
-from kata_gpu.publish.kubernetes.errors import ApiError, ExpiredError
+from kata_gpu.publish.kubernetes.errors import ApiError, refusal
 
 _LINE_MAX_BYTES: Final = 16 * 1024 * 1024
-_GONE: Final = 410
+_WHAT: Final = "watch ResourceSlices"
 
 
 class Watch:
@@ -75,7 +75,7 @@ class Watch:
         except ApiError as error:
             self.failure = error
         except Exception as error:  # noqa: BLE001 - the top of this thread; who takes is told
-            self.failure = ApiError(f"cannot watch ResourceSlices: {error}")
+            self.failure = ApiError(f"cannot {_WHAT}: {error}")
         self._is_over_now()
 
     def _is_over_now(self) -> None:
@@ -87,7 +87,8 @@ class Watch:
 
     def _hear(self, response: Any) -> None:
         if response.status != 200:  # noqa: PLR2004 - success
-            raise self._refusal(response.status, response.read(_LINE_MAX_BYTES))
+            again = response.headers.get("Retry-After")
+            raise refusal(_WHAT, response.status, response.read(_LINE_MAX_BYTES), again)
         self.is_begun = True
         self._wake()
         for line in _lines(response):
@@ -96,14 +97,9 @@ class Watch:
             event = json.loads(line)
             if event.get("type") == "ERROR":
                 status = event.get("object") or {}
-                raise self._refusal(int(status.get("code") or 0), json.dumps(status).encode())
+                raise refusal(_WHAT, int(status.get("code") or 0), json.dumps(status).encode())
             self._told.append(event)
             self._wake()
-
-    def _refusal(self, status: int, raw: bytes) -> ApiError:
-        kind = ExpiredError if status == _GONE else ApiError
-        text = raw[:500].decode(errors="replace")
-        return kind(f"cannot watch ResourceSlices: {status}: {text}")
 
 
 def _lines(response: Any) -> Iterator[bytes]:
@@ -113,4 +109,4 @@ def _lines(response: Any) -> Iterator[bytes]:
         *whole, rest = (rest + chunk).split(b"\n")
         yield from (line for line in whole if line.strip())
         if len(rest) > _LINE_MAX_BYTES:
-            raise ApiError(f"cannot watch: an event has more than {_LINE_MAX_BYTES} bytes")
+            raise ApiError(f"cannot {_WHAT}: an event has more than {_LINE_MAX_BYTES} bytes")
