@@ -8,7 +8,7 @@ from typing import Final
 
 from kata_gpu.cli import output
 from kata_gpu.cli.exit_code import ExitCode
-from kata_gpu.errors import InvalidBlueprint
+from kata_gpu.errors import HostError, InvalidBlueprint
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.plan.simulate import telling
 from kata_gpu.plan.simulate.answer import Answer, Given, PodAnswer, Verdict
@@ -27,8 +27,10 @@ _COLLECTIONS: Final = (
     f"{_RESOURCES}/resourceslices",
     f"{_RESOURCES}/deviceclasses",
     f"{_RESOURCES}/resourceclaims",
+    f"{_RESOURCES}/resourceclaimtemplates",
     "/apis/node.k8s.io/v1/runtimeclasses",
     "/apis/scheduling.run.ai/v2/queues",
+    "/apis/scheduling.run.ai/v2alpha2/podgroups",
 )
 _COLOURS: Final = {
     Verdict.PLACED: "good",
@@ -68,16 +70,18 @@ def _limit() -> None:
 
 def _scenario(options: argparse.Namespace) -> Scenario:
     given: list[Document] = []
+    nodes: list[Document] = []
     snapshots: list[tuple[Document, str]] = []
-    for path in (*options.files, *options.inventory):
-        for document in documents.read(path):
-            if snapshot.is_snapshot(document):
-                snapshots.append((document, path.stem))
-            else:
-                given.append(document)
+    for paths, objects in ((options.files, given), (options.inventory, nodes)):
+        for path in paths:
+            for document in documents.read(path):
+                if snapshot.is_snapshot(document):
+                    snapshots.append((document, path.stem))
+                else:
+                    objects.append(document)
     if options.cluster:
-        given = [*_of_cluster(given), *given]
-    return manifests.scenario(given, snapshots, _blueprint(options.blueprint))
+        nodes += _of_cluster([*given, *nodes])
+    return manifests.scenario(given, snapshots, _blueprint(options.blueprint), nodes)
 
 
 def _blueprint(path: Path | None) -> Blueprint | None:
@@ -95,7 +99,12 @@ def _of_cluster(given: Iterable[Document]) -> Iterator[Document]:
     said = {_identity(document) for document in given}
     with cluster.connected() as server:
         for path in _COLLECTIONS:
-            for tree in server.list_all(path) or ():
+            found = server.list_all(path)
+            if found is None and path.startswith(_RESOURCES):
+                raise HostError(
+                    f"cannot simulate on this cluster: it has no {path}, as Kubernetes 1.34 has"
+                )
+            for tree in found or ():
                 document = Document(f"cluster {path}", tree)
                 if _identity(document) not in said and _counts(tree):
                     yield document
@@ -110,15 +119,9 @@ def _identity(document: Document) -> tuple[str, str, str]:
 
 
 def _counts(tree: dict[str, object]) -> bool:
-    """Tell whether it is there already: pods and claims that wait are not asked about."""
-    spec, status = tree.get("spec"), tree.get("status")
-    match tree.get("kind"):
-        case "Pod":
-            return isinstance(spec, dict) and bool(spec.get("nodeName"))
-        case "ResourceClaim":
-            return isinstance(status, dict) and bool(status.get("allocation"))
-        case _:
-            return True
+    """Tell whether it has to do with the question: pods that wait have not."""
+    spec = tree.get("spec")
+    return tree.get("kind") != "Pod" or (isinstance(spec, dict) and bool(spec.get("nodeName")))
 
 
 def text(found: Answer, *, is_wide: bool) -> Iterator[str]:

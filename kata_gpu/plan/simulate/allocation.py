@@ -404,9 +404,12 @@ def _needed(state: _Furthest, total: int) -> str:
         return f"a claim has at most {CLAIM_DEVICES_MAX} devices, and this makes it more"
     all_of_it = state.needed + state.chosen
     devices = f"{all_of_it} device{'' if all_of_it == 1 else 's'}"
+    fitting = state.fitting or "none"
+    if not total:
+        return f"needs {devices}, and the node has none"
     if state.chosen:
-        return f"needs {devices}: {state.chosen} chosen, and {state.fitting} of the others will do"
-    return f"needs {devices}, and {state.fitting or 'none'} of {total} will do"
+        return f"needs {devices}: {state.chosen} chosen, and {fitting} of the others will do"
+    return f"needs {devices}, and {fitting} of {total} will do"
 
 
 def _failed(claim: Claim, choice: Choice, device: Device, failure: CelFailure) -> Outcome:

@@ -95,6 +95,11 @@ class PodAnswer:
     """None where it is placed."""
 
     refusals: tuple[NodeRefusal, ...]
+    """Empty where it is not about nodes, or *same_as* has them."""
+
+    same_as: str | None = None
+    """A pod before it that is refused for the same; None where there is none."""
+
     is_claim: bool = False
 
 

@@ -2,7 +2,8 @@
 
 The order is that of the files. Of several nodes the scheduler takes the one that it likes best,
 and here the first by name is taken: where that decides whether a later pod fits, another order
-may come out otherwise. A gang is tried a second time, with those that ask for most first.
+may come out otherwise. A gang that does not fit is tried again: with those that ask for most
+first, and with those that its subgroups need.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,6 +44,8 @@ class _Simulation:
         self._scenario = scenario
         self._selectors = Selectors()
         self._budget = Budget(STEPS_MAX)
+        self._refusals: dict[NodeRefusal, NodeRefusal] = {}
+        self._running: dict[str, list[Pod]] = {}
         self._known: dict[tuple[str, int, str], tuple[Given, ...] | NodeRefusal | Aborted] = {}
         self._notes: dict[str, None] = dict.fromkeys(scenario.notes)
 
@@ -60,7 +63,7 @@ class _Simulation:
                 groups.append(told)
             found.update((answer.pod, answer) for answer in answers or ())
         return Answer(
-            pods=tuple(found[pod.name] for pod in waiting),
+            pods=tuple(_told_once(found[pod.name] for pod in waiting)),
             groups=tuple(groups),
             queues=tuple(self._queues(waiting)),
             notes=tuple(self._notes),
@@ -75,9 +78,11 @@ class _Simulation:
             if pod.group is not None and group is None:
                 self._note(f"PodGroup {pod.group} is not in the files: its pods are no gang here")
             key = f"pod {pod.name}" if group is None else f"group {group.name}"
-            units.setdefault(key, (group, []))[1].append(pod)
+            queue = pod.queue or (group.queue if group else None)
+            units.setdefault(key, (group, []))[1].append(replace(pod, queue=queue))
         for name, group in known.items():
-            units.setdefault(f"group {name}", (group, []))
+            if name not in self._running:
+                units.setdefault(f"group {name}", (group, []))
         return list(units.values())
 
     def _settle(self, pod: Pod) -> None:
@@ -86,19 +91,21 @@ class _Simulation:
         wanted = self._demand(pod, [] if isinstance(claims, str) else claims)
         self._world.occupy(pod.node or "", wanted.resources)
         self._charge(wanted)
+        self._running.setdefault(pod.group or "", []).append(pod)
 
     # Gangs
 
     def _gang(self, group: PodGroup, pods: list[Pod]) -> tuple[GroupAnswer, list[PodAnswer]]:
-        if len(pods) < group.min_member:
+        running = self._running.get(group.name, [])
+        if len(pods) + len(running) < group.min_member:
             few = f"it has {len(pods)} of at least {group.min_member} members"
             return self._gang_answer(group, pods, 0, few), [_refused(p, few) for p in pods]
         before = self._world.state.copy()
         best: list[PodAnswer] = []
         reason: str | None = None
-        for order in (pods, sorted(pods, key=_size, reverse=True)):
+        for order in (pods, sorted(pods, key=_size, reverse=True), _needed_first(group, pods)):
             answers = [self._place(pod) for pod in order]
-            short = _short(group, order, answers)
+            short = _short(group, order, answers, running)
             if short is None:
                 return self._gang_answer(group, pods, _placed(answers), None), answers
             if not best or _placed(answers) > _placed(best):
@@ -183,7 +190,10 @@ class _Simulation:
         held = ",".join(f"{name} at {claim.where}" for name, claim in wanted.held)
         key = (node.name, self._world.state.age.get(node.name, 0), f"{alike} {held}")
         if key not in self._known:
-            self._known[key] = self._judge(wanted, node)
+            found = self._judge(wanted, node)
+            if isinstance(found, NodeRefusal):  # equal ones are one, to be told apart by identity
+                found = self._refusals.setdefault(found, found)
+            self._known[key] = found
         return self._known[key]
 
     def _judge(self, wanted: Demand, node: Node) -> tuple[Given, ...] | NodeRefusal | Aborted:
@@ -255,7 +265,9 @@ class _Simulation:
         self._world.charge(wanted.pod, _amounts(wanted))
 
     def _queues(self, waiting: Iterable[Pod]) -> Iterable[QueueAnswer]:
-        asked = [p.queue for p in waiting if p.queue is not None and p.scheduler == KAI]
+        groups = {group.name: group.queue for group in self._scenario.groups}
+        both = ((p.queue or groups.get(p.group or ""), p.scheduler) for p in waiting)
+        asked = [queue for queue, scheduler in both if queue is not None and scheduler == KAI]
         names: dict[str, None] = {}
         for name in asked:
             above = [queue.name for queue in queues.chain(name, self._world.queues)]
@@ -283,20 +295,38 @@ def _size(pod: Pod) -> tuple[int, Fraction]:
     return len(pod.claims), sum((a for n, a in pod.resources.items() if "/" in n), _ZERO)
 
 
+def _needed_first(group: PodGroup, pods: Sequence[Pod]) -> list[Pod]:
+    """Return members with those first that subgroups cannot do without."""
+    left = {part.name: part.min_member for part in group.subgroups}
+    needed, others = [], []
+    for pod in pods:
+        is_needed = left.get(pod.subgroup or "", 0) > 0
+        if is_needed:
+            left[pod.subgroup or ""] -= 1
+        (needed if is_needed else others).append(pod)
+    return needed + others
+
+
 def _placed(answers: Iterable[PodAnswer]) -> int:
     return sum(answer.verdict is Verdict.PLACED for answer in answers)
 
 
-def _short(group: PodGroup, pods: Sequence[Pod], answers: Sequence[PodAnswer]) -> str | None:
+def _short(
+    group: PodGroup,
+    pods: Sequence[Pod],
+    answers: Sequence[PodAnswer],
+    running: Sequence[Pod],
+) -> str | None:
     """Return what a gang misses; None when it may start."""
-    if _placed(answers) < group.min_member:
+    if _placed(answers) + len(running) < group.min_member:
         return (
             f"{_placed(answers)} of {len(pods)} members find room, and at least "
             f"{group.min_member} must"
         )
     for part in group.subgroups:
         members = [a for p, a in zip(pods, answers, strict=True) if p.subgroup == part.name]
-        if _placed(members) < part.min_member:
+        there = sum(pod.subgroup == part.name for pod in running)
+        if _placed(members) + there < part.min_member:
             return (
                 f"{_placed(members)} of {len(members)} members of subgroup {part.name} find "
                 f"room, and at least {part.min_member} must"
@@ -327,6 +357,16 @@ def _nowhere(pod: Pod, refusals: Sequence[NodeRefusal]) -> PodAnswer:
         verdict=Verdict.UNDECIDED if unclear else Verdict.REFUSED,
         refusals=tuple(refusals),
     )
+
+
+def _told_once(answers: Iterable[PodAnswer]) -> Iterable[PodAnswer]:
+    """Yield each answer, with what is in the way where it comes for the first time."""
+    first: dict[object, str] = {}
+    for answer in answers:
+        key = (answer.verdict, answer.reason, tuple(map(id, answer.refusals)))
+        before = first.setdefault(key, answer.pod)
+        is_again = bool(answer.refusals) and before != answer.pod
+        yield replace(answer, refusals=(), same_as=before) if is_again else answer
 
 
 def _taken_back(answer: PodAnswer, group: PodGroup, reason: str) -> PodAnswer:

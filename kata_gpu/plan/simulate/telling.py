@@ -25,10 +25,12 @@ def lines(answer: Answer, *, is_wide: bool = False) -> Iterator[str]:
 
 
 def _alike(pods: Iterable[PodAnswer]) -> list[list[PodAnswer]]:
-    """Return pods with one and the same account together."""
+    """Return pods with one and the same account together, who has it first."""
     found: dict[object, list[PodAnswer]] = {}
     for pod in pods:
-        found.setdefault((pod.verdict, pod.reason, pod.refusals), []).append(pod)
+        is_alone = bool(pod.refusals or pod.same_as)
+        key = pod.same_as or pod.pod if is_alone else (pod.verdict, pod.reason, pod.is_claim)
+        found.setdefault(key, []).append(pod)
     return list(found.values())
 
 

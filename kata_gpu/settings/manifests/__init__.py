@@ -1,6 +1,6 @@
 """What a person writes for a simulation, or takes from a cluster: files in, a scenario out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -64,13 +64,21 @@ def scenario(
     documents: Iterable[Document],
     snapshots: Iterable[tuple[Document, str]] = (),
     blueprint: Blueprint | None = None,
+    background: Iterable[Document] = (),
 ) -> Scenario:
     """Return all that *documents* say, with nodes of *snapshots*, each by a name.
+
+    Claims, templates and gangs of the *background* are there for pods of the *documents*; by
+    themselves they are not asked about.
 
     Raises:
         InvalidBlueprint: one of them is not what it must be, or contradicts another.
     """
     found = _Found()
+    for document in background:
+        _take(found, document)
+    known = {claim.name for claim in (*found.claims, *found.templates)}
+    groups = {group.name for group in found.groups}
     for document in documents:
         _take(found, document)
     for document, name in snapshots:
@@ -78,7 +86,8 @@ def scenario(
         found.nodes.append(node)
         found.slices += made
     _refuse_twice(found)
-    alone = _claims_alone(found)
+    alone = _claims_alone(found, known)
+    members = {pod.group for pod in found.pods if pod.node is None}
     return Scenario(
         nodes=_nodes(found),
         slices=tuple(found.slices),
@@ -86,7 +95,7 @@ def scenario(
         runtime_classes=tuple(found.runtimes),
         claims=tuple(found.claims),
         templates=tuple(found.templates),
-        groups=tuple(found.groups),
+        groups=tuple(g for g in found.groups if g.name in members or g.name not in groups),
         queues=tuple(found.queues),
         pods=(*found.pods, *alone),
         notes=tuple(found.notes),
@@ -179,10 +188,10 @@ def _nodes(found: _Found) -> tuple[Node, ...]:
     return (*known, *(Node(name=name) for name in missing))
 
 
-def _claims_alone(found: _Found) -> Iterable[Pod]:
+def _claims_alone(found: _Found, known: Collection[str]) -> Iterable[Pod]:
     """Return a pod for each claim and template that no pod has: it is asked about by itself."""
-    claimed = {c.claim for pod in found.pods for c in pod.claims}
-    made = {c.template for pod in found.pods for c in pod.claims}
+    claimed = {*known, *(c.claim for pod in found.pods for c in pod.claims)}
+    made = {*known, *(c.template for pod in found.pods for c in pod.claims)}
     for claim in found.claims:
         if claim.picks is None and claim.name not in claimed:
             yield Pod(

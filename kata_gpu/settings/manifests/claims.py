@@ -6,10 +6,12 @@ Source: k8s.io/api/resource/v1 types.go, and its validation.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
+from kata_gpu.errors import InvalidBlueprint
 from kata_gpu.plan.simulate import values
 from kata_gpu.settings.manifests.documents import Document
 from kata_gpu.settings.manifests.objects import (
@@ -182,6 +184,13 @@ class ClaimObject(Part):
     status: ClaimStatus = Field(default_factory=ClaimStatus)
 
 
+class HeldObject(Part):
+    """A ResourceClaim that has its devices, whatever it asked for."""
+
+    metadata: Metadata
+    status: ClaimStatus
+
+
 class TemplateSpec(Part):
     """``spec`` of a template."""
 
@@ -198,19 +207,36 @@ class TemplateObject(Part):
 
 def claim_of(document: Document) -> values.Claim:
     """Return a ResourceClaim, with what it has already."""
-    found = validate(document, ClaimObject)
-    allocation = found.status.allocation
-    picks, where = None, None
-    if allocation is not None:
-        picks = tuple(_picks(allocation.devices.results))
-        if allocation.node_selector is not None:
-            where = values.Where(terms=allocation.node_selector.terms())
-    return values.Claim(
+    held = _held(document)
+    try:
+        found = validate(document, ClaimObject)
+    except InvalidBlueprint:
+        if held is None:
+            raise
+        return held  # what it asked for in a way that is not known here, it has
+    asked = values.Claim(
         name=found.metadata.full,
         requests=tuple(request.as_value() for request in found.spec.devices.requests),
         constraints=_constraints(found.spec),
-        picks=picks,
-        where=where,
+        queue=found.metadata.labels.get(QUEUE_LABEL),
+    )
+    return asked if held is None else replace(asked, picks=held.picks, where=held.where)
+
+
+def _held(document: Document) -> values.Claim | None:
+    """Return what a claim has; None before its allocation."""
+    if not document.tree.get("status"):
+        return None
+    found = validate(document, HeldObject)
+    allocation = found.status.allocation
+    if allocation is None:
+        return None
+    selector = allocation.node_selector
+    return values.Claim(
+        name=found.metadata.full,
+        requests=(),
+        picks=tuple(_picks(allocation.devices.results)),
+        where=None if selector is None else values.Where(terms=selector.terms()),
         queue=found.metadata.labels.get(QUEUE_LABEL),
     )
 
