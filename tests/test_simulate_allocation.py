@@ -245,6 +245,25 @@ def test_the_first_combination_that_holds_is_found_and_none_when_there_is_none(
         assert names(outcome) == expected
 
 
+def test_a_device_that_a_later_request_needs_is_left_to_it() -> None:
+    left, right = (
+        device(f"d{n}", attributes={ATTRIBUTE: s}) for n, s in enumerate(["left", "right"])
+    )
+    asked = claim(request("a", choice("a")), request("b", choice("b", "left")))
+    assert names(allocate(ground([left, right]), [asked])) == ["d1", "d0"]
+
+
+def test_a_choice_that_leaves_too_little_for_a_later_claim_is_given_up() -> None:
+    either = request("a", choice("a/two", count=2), choice("a/one"))
+    asked = [claim(either), claim(request("b", choice("b")), name="later")]
+    outcome = allocate(ground([device("d0"), device("d1")]), asked)
+    assert isinstance(outcome, Allocated)
+    assert [(item.request, item.device.name) for item in outcome.given] == [
+        ("a/one", "d0"),
+        ("b", "d1"),
+    ]
+
+
 # At the bounds
 
 

@@ -34,7 +34,7 @@ def _taint(text: str) -> Tree:
     return {"key": key, "value": value, "effect": effect}
 
 
-def gpus(count: int, **attributes: bool | int | str) -> list[Tree]:
+def gpus(count: int, **attributes: Any) -> list[Tree]:
     return [device(f"gpu-{number}", **attributes) for number in range(count)]
 
 

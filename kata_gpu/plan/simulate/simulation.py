@@ -298,7 +298,8 @@ def _size(pod: Pod) -> tuple[int, Fraction]:
 def _needed_first(group: PodGroup, pods: Sequence[Pod]) -> list[Pod]:
     """Return members with those first that subgroups cannot do without."""
     left = {part.name: part.min_member for part in group.subgroups}
-    needed, others = [], []
+    needed: list[Pod] = []
+    others: list[Pod] = []
     for pod in pods:
         is_needed = left.get(pod.subgroup or "", 0) > 0
         if is_needed:

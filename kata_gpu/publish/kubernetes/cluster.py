@@ -34,7 +34,7 @@ def connected(kubeconfig: str | None = None) -> Iterator["Cluster"]:
     settings = importlib.import_module("kubernetes.client.configuration").Configuration()
     try:
         config.load_kube_config(kubeconfig, client_configuration=settings, persist_config=False)
-    except (config.ConfigException, OSError, ValueError, TypeError, AttributeError) as error:
+    except (*_unusable(), config.ConfigException) as error:
         raise HostError(
             f"cannot ask a cluster: {_clip(str(error))}; set KUBECONFIG, or give ResourceSlices "
             "as files instead of --cluster"
@@ -52,6 +52,12 @@ def connected(kubeconfig: str | None = None) -> Iterator["Cluster"]:
         yield Cluster(client, failures)
     finally:
         client.close()
+
+
+def _unusable() -> tuple[type[Exception], ...]:
+    """Return what the library raises for a file that is no kubeconfig."""
+    no_yaml = importlib.import_module("yaml").YAMLError
+    return no_yaml, OSError, ValueError, TypeError, AttributeError, LookupError
 
 
 class Cluster:

@@ -145,6 +145,8 @@ class _Walk:
             raise ValueError(f"a document has more than {NODES_MAX} values, with its aliases")
         if depth > DEPTH_MAX:
             raise ValueError(f"a document is nested more than {DEPTH_MAX} deep")
+        if node.id != "scalar" and node.tag not in {f"{_TAGS}map", f"{_TAGS}seq"}:
+            raise ValueError(f"{place} has the tag {node.tag!r}, which is not known")
         match node.id:
             case "mapping":
                 return self._members(node, place, depth)
