@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kata_gpu.model.kubernetes import Effect, Taint
-from kata_gpu.plan.simulate.allocation import (
+from kata_gpu.plan.simulate.allocation import allocate
+from kata_gpu.plan.simulate.cel import Selectors
+from kata_gpu.plan.simulate.outcome import (
     Aborted,
     Allocated,
     Budget,
@@ -18,9 +20,7 @@ from kata_gpu.plan.simulate.allocation import (
     Outcome,
     Refused,
     Undecided,
-    allocate,
 )
-from kata_gpu.plan.simulate.cel import Selectors
 from kata_gpu.plan.simulate.pools import of_node
 from kata_gpu.plan.simulate.values import (
     Choice,

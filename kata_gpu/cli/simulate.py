@@ -21,11 +21,13 @@ from kata_gpu.settings.manifests.documents import Document
 _MEMORY_MAX_BYTES: Final = 4 << 30
 _CPU_MAX_S: Final = 600
 _RESOURCES: Final = "/apis/resource.k8s.io/v1"
+_SLICES: Final = f"{_RESOURCES}/resourceslices"
 _COLLECTIONS: Final = (
     "/api/v1/nodes",
     "/api/v1/pods",
-    f"{_RESOURCES}/resourceslices",
+    _SLICES,
     f"{_RESOURCES}/deviceclasses",
+    f"{_RESOURCES}/devicetaintrules",
     f"{_RESOURCES}/resourceclaims",
     f"{_RESOURCES}/resourceclaimtemplates",
     "/apis/node.k8s.io/v1/runtimeclasses",
@@ -100,7 +102,7 @@ def _of_cluster(given: Iterable[Document]) -> Iterator[Document]:
     with cluster.connected() as server:
         for path in _COLLECTIONS:
             found = server.list_all(path)
-            if found is None and path.startswith(_RESOURCES):
+            if found is None and path == _SLICES:
                 raise HostError(
                     f"cannot simulate on this cluster: it has no {path}, as Kubernetes 1.34 has"
                 )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tests.simulations.objects import (
+    DRA,
     FABRIC,
     GPU,
     NUMA,
@@ -120,6 +121,21 @@ def taints_and_tolerations() -> list[Tree]:
         pod("first", "plain"),
         pod("second", "plain"),
         pod("third", "tolerant"),
+    ]
+
+
+@scenario
+def taint_by_a_rule() -> list[Tree]:
+    """A DeviceTaintRule taints what it selects; one without a selector taints nothing."""
+    taint = {"key": "example.com/drain", "value": "now", "effect": "NoSchedule"}
+    chosen = {"driver": GPU, "device": "gpu-0"}
+    return [
+        slice_("n1", gpus(1)),
+        tree(DRA, "DeviceTaintRule", "drain", spec={"deviceSelector": chosen, "taint": taint}),
+        tree(DRA, "DeviceTaintRule", "nothing", spec={"taint": taint}),
+        class_(),
+        template("one", exactly()),
+        pod("a", "one"),
     ]
 
 

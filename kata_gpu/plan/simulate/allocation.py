@@ -9,7 +9,7 @@ fails to evaluate ends the whole allocation, and one that is not reached does no
 Source: k8s.io/dynamic-resource-allocation/structured, Allocate and allocateOne.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final
@@ -22,7 +22,15 @@ from kata_gpu.plan.simulate.answer import (
     Reason,
     RequestRefusal,
 )
-from kata_gpu.plan.simulate.cel import CelFailure, Selectors
+from kata_gpu.plan.simulate.cel import CelFailure
+from kata_gpu.plan.simulate.outcome import (
+    Aborted,
+    Allocated,
+    Ground,
+    Outcome,
+    Refused,
+    Undecided,
+)
 from kata_gpu.plan.simulate.pools import Pool
 from kata_gpu.plan.simulate.values import (
     CLAIM_DEVICES_MAX,
@@ -30,8 +38,6 @@ from kata_gpu.plan.simulate.values import (
     Claim,
     Constraint,
     Device,
-    DeviceClass,
-    DeviceId,
 )
 
 STEPS_MAX: Final = 50_000
@@ -39,57 +45,6 @@ STEPS_MAX: Final = 50_000
 
 WANTED_MAX: Final = 128
 """Devices that one pod may want here, in all its claims."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allocated:
-    """All claims have their devices."""
-
-    given: tuple[Given, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """There is no way; *requests* are the choices of the one that it got no further than."""
-
-    requests: tuple[RequestRefusal, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Aborted:
-    """The allocator gives up, here and on every other node."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Undecided:
-    """It could not be found out."""
-
-    reason: str
-
-
-Outcome = Allocated | Refused | Aborted | Undecided
-
-
-@dataclass(slots=True)
-class Budget:
-    """How many devices may be tried yet, over several searches."""
-
-    left: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
-    """What one node has, and what is gone of it."""
-
-    pools: tuple[Pool, ...]
-    taken: Mapping[DeviceId, str]
-    """Who has each device that is allocated."""
-
-    classes: Mapping[str, DeviceClass]
-    selectors: Selectors
-    budget: Budget
 
 
 class _Stop(Exception):  # noqa: N818 - it ends a search, and is no error

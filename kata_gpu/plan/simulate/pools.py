@@ -28,8 +28,6 @@ class Pool:
     fault: str | None
     """Why none of its devices may be had; None when they may."""
 
-    is_incomplete: bool
-
 
 def of_node(slices: Iterable[Slice], node: Node) -> tuple[Pool, ...]:
     """Return the pools with devices or counters for *node*, by driver and name."""
@@ -58,10 +56,9 @@ def _pool(near: Sequence[Slice], current: Sequence[Slice]) -> Pool:
     devices = tuple(device for slice_ in near for device in slice_.devices)
     counters = {key: value for slice_ in current for key, value in slice_.counters.items()}
     expected = near[0].count
-    is_incomplete = len(current) != expected
     fault = (
         f"its pool has {len(current)} of {expected} slices of generation {near[0].generation}"
-        if is_incomplete
+        if len(current) != expected
         else _fault(devices, counters)
     )
     return Pool(
@@ -70,7 +67,6 @@ def _pool(near: Sequence[Slice], current: Sequence[Slice]) -> Pool:
         devices=devices,
         counters=counters,
         fault=fault,
-        is_incomplete=is_incomplete,
     )
 
 

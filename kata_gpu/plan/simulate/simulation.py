@@ -12,7 +12,6 @@ from fractions import Fraction
 from typing import Final
 
 from kata_gpu.plan.simulate import allocation, fitting, queues
-from kata_gpu.plan.simulate.allocation import Aborted, Allocated, Budget, Ground, Refused, Undecided
 from kata_gpu.plan.simulate.answer import (
     Answer,
     Given,
@@ -24,6 +23,14 @@ from kata_gpu.plan.simulate.answer import (
 )
 from kata_gpu.plan.simulate.cel import Selectors
 from kata_gpu.plan.simulate.fitting import Demand
+from kata_gpu.plan.simulate.outcome import (
+    Aborted,
+    Allocated,
+    Budget,
+    Ground,
+    Refused,
+    Undecided,
+)
 from kata_gpu.plan.simulate.values import KAI, Claim, Node, Pod, PodGroup, Scenario
 from kata_gpu.plan.simulate.world import World
 
@@ -50,6 +57,8 @@ class _Simulation:
         self._notes: dict[str, None] = dict.fromkeys(scenario.notes)
 
     def answer(self) -> Answer:
+        """Place what has no node, beside what has."""
+        self._note_unknown_labels()
         for pod in self._scenario.pods:
             if pod.node is not None:
                 self._settle(pod)
@@ -68,6 +77,15 @@ class _Simulation:
             queues=tuple(self._queues(waiting)),
             notes=tuple(self._notes),
         )
+
+    def _note_unknown_labels(self) -> None:
+        unknown = [node.name for node in self._world.nodes if node.labels is None]
+        chosen = [s.name for s in self._scenario.slices if s.where is not None and s.where.terms]
+        if unknown and chosen:
+            self._note(
+                f"slice {chosen[0]} is for nodes by their labels, and those of {unknown[0]} are "
+                "not known: it has none of its devices here"
+            )
 
     def _units(self, waiting: Iterable[Pod]) -> list[tuple[PodGroup | None, list[Pod]]]:
         """Return gangs and single pods, each where its first pod is."""

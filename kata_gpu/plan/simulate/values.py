@@ -123,6 +123,27 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaintRule:
+    """A DeviceTaintRule: a taint that somebody else than the driver puts on devices."""
+
+    name: str
+    taint: Taint
+    driver: str | None = None
+    """None, here and below, for any."""
+
+    pool: str | None = None
+    device: str | None = None
+
+    def is_about(self, found: DeviceId) -> bool:
+        """Tell whether a device has the taint."""
+        return (
+            self.driver in {None, found.driver}
+            and self.pool in {None, found.pool}
+            and self.device in {None, found.name}
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceClass:
     """A DeviceClass."""
 
@@ -233,7 +254,6 @@ class Claim:
     """Where what it has is; None before its allocation, and for everywhere."""
 
     queue: str | None = None
-    is_of_template: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What a person writes for a simulation, or takes from a cluster: files in, a scenario out."""
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kata_gpu.errors import InvalidBlueprint
@@ -18,6 +18,7 @@ from kata_gpu.plan.simulate.values import (
     RuntimeClass,
     Scenario,
     Slice,
+    TaintRule,
 )
 from kata_gpu.settings.manifests import claims, cluster, pods, slices, snapshot
 from kata_gpu.settings.manifests.documents import Document
@@ -32,6 +33,7 @@ _KINDS: Final = {
     "Job": ("batch/v1",),
     "ResourceSlice": _DRA,
     "DeviceClass": _DRA,
+    "DeviceTaintRule": _DRA,
     "ResourceClaim": _DRA,
     "ResourceClaimTemplate": _DRA,
     "RuntimeClass": ("node.k8s.io/v1",),
@@ -47,6 +49,7 @@ _SHOWN: Final = 60
 class _Found:
     nodes: list[Node] = field(default_factory=list)
     slices: list[Slice] = field(default_factory=list)
+    rules: list[TaintRule] = field(default_factory=list)
     classes: list[DeviceClass] = field(default_factory=list)
     runtimes: list[RuntimeClass] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
@@ -90,7 +93,7 @@ def scenario(
     members = {pod.group for pod in found.pods if pod.node is None}
     return Scenario(
         nodes=_nodes(found),
-        slices=tuple(found.slices),
+        slices=tuple(_tainted(slice_, found.rules) for slice_ in found.slices),
         classes=tuple(found.classes),
         runtime_classes=tuple(found.runtimes),
         claims=tuple(found.claims),
@@ -142,9 +145,15 @@ def _take_slice(found: _Found, document: Document) -> None:
     found.note(notes)
 
 
+def _take_rule(found: _Found, document: Document) -> None:
+    made = slices.rule_of(document)
+    found.rules += [] if made is None else [made]
+
+
 _PARSERS: Final[dict[str, Callable[[_Found, Document], None]]] = {
     "Pod": _take_pods(pods.pod_of),
     **dict.fromkeys(("Deployment", "StatefulSet", "ReplicaSet", "Job"), _take_pods(pods.pods_of)),
+    "DeviceTaintRule": _take_rule,
     "Node": lambda found, document: found.nodes.append(cluster.node_of(document)),
     "ResourceSlice": _take_slice,
     "DeviceClass": lambda found, document: found.classes.append(slices.class_of(document)),
@@ -161,6 +170,7 @@ _PARSERS: Final[dict[str, Callable[[_Found, Document], None]]] = {
 def _refuse_twice(found: _Found) -> None:
     named: dict[str, list[str]] = {
         "ResourceSlices": [f"{s.driver}/{s.pool}/{s.generation}/{s.name}" for s in found.slices],
+        "DeviceTaintRules": [rule.name for rule in found.rules],
         "DeviceClasses": [class_.name for class_ in found.classes],
         "ResourceClaims": [claim.name for claim in found.claims],
         "ResourceClaimTemplates": [template.name for template in found.templates],
@@ -177,6 +187,18 @@ def _refuse_twice(found: _Found) -> None:
                 )
             met.add(name)
     pods.refuse_twice(found.pods)
+
+
+def _tainted(slice_: Slice, rules: Sequence[TaintRule]) -> Slice:
+    """Return a slice with the taints that rules put on its devices."""
+    devices = tuple(
+        replace(
+            device,
+            taints=(*device.taints, *(rule.taint for rule in rules if rule.is_about(device.id))),
+        )
+        for device in slice_.devices
+    )
+    return replace(slice_, devices=devices) if rules else slice_
 
 
 def _nodes(found: _Found) -> tuple[Node, ...]:

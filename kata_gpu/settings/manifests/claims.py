@@ -250,7 +250,6 @@ def template_of(document: Document) -> values.Claim:
         requests=tuple(request.as_value() for request in spec.devices.requests),
         constraints=_constraints(spec),
         queue=found.spec.metadata.labels.get(QUEUE_LABEL),
-        is_of_template=True,
     )
 
 

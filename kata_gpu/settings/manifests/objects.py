@@ -8,7 +8,15 @@ condition.
 from fractions import Fraction
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
@@ -30,11 +38,18 @@ _ALLOWED: Final = {
 
 
 class Part(BaseModel):
-    """An object of which some fields count."""
+    """An object of which some fields count; one that is null is absent, as for the API server."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, defer_build=True, extra="ignore", frozen=True, strict=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, found: Any) -> Any:
+        if not isinstance(found, dict):
+            return found
+        return {key: value for key, value in found.items() if value is not None}
 
 
 class Closed(Part):

@@ -11,6 +11,7 @@ from kata_gpu.model.kubernetes import Effect, Taint
 from kata_gpu.plan.simulate import values, versions
 from kata_gpu.settings.manifests.documents import Document
 from kata_gpu.settings.manifests.objects import (
+    Closed,
     Metadata,
     Name,
     NodeSelectorPart,
@@ -179,6 +180,43 @@ def slice_of(document: Document) -> tuple[values.Slice, list[str]]:
         },
     )
     return made, notes
+
+
+class RuleSelector(Closed):
+    """Which devices a rule is about; an empty one is about all."""
+
+    driver: Name | None = None
+    pool: Name | None = None
+    device: Name | None = None
+
+
+class RuleSpec(Part):
+    """``spec`` of a DeviceTaintRule."""
+
+    device_selector: RuleSelector | None = None
+    taint: TaintPart
+
+
+class RuleObject(Part):
+    """A DeviceTaintRule."""
+
+    metadata: Metadata
+    spec: RuleSpec
+
+
+def rule_of(document: Document) -> values.TaintRule | None:
+    """Return a DeviceTaintRule; None for one that is about no device, or has no known effect."""
+    found = validate(document, RuleObject)
+    selector, taint = found.spec.device_selector, found.spec.taint.as_value()
+    if selector is None or taint is None:
+        return None
+    return values.TaintRule(
+        name=found.metadata.own,
+        taint=taint,
+        driver=selector.driver,
+        pool=selector.pool,
+        device=selector.device,
+    )
 
 
 class CelPart(Part):
