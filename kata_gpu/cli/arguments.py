@@ -28,6 +28,15 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, width=_width(), **options)
 
 
+class _ExamplesHelp(_Help):
+    """Help whose epilog keeps its lines, and whose description does not."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("for example:"):
+            return "".join(f"{indent}{line}" for line in text.splitlines(keepends=True))
+        return super()._fill_text(text, width, indent)
+
+
 class OverviewHelp(_Help, argparse.RawDescriptionHelpFormatter):
     """Help whose epilog keeps its lines."""
 
@@ -69,9 +78,14 @@ def verb(
     summary: str,
     description: str,
     function: str | None = None,
+    *,
+    epilog: str | None = None,
 ) -> argparse.ArgumentParser:
     """Add the verb *name*, which is *function* of a module of this room, or of its own name."""
-    parser = verbs.add_parser(name, help=summary, description=description, formatter_class=_Help)
+    form = _Help if epilog is None else _ExamplesHelp
+    parser = verbs.add_parser(
+        name, help=summary, description=description, epilog=epilog, formatter_class=form
+    )
 
     def call(options: argparse.Namespace) -> int:
         work: Verb = getattr(importlib.import_module(f"kata_gpu.cli.{module}"), function or name)

@@ -14,7 +14,8 @@ class ExitCode(IntEnum):
     REFUSED = 3
     """Nothing to do, or all of it done, but something the blueprint asks for is refused;
     ``doctor``: a check is an error; ``explain``: the device is not available; ``runtime check``:
-    a handler is not wired as it should be; ``uninstall``: a unit is held.
+    a handler is not wired as it should be; ``uninstall``: a unit is held;
+    ``simulate``: a pod is not placed.
     """
 
     USAGE = 64

@@ -20,6 +20,7 @@ a first look at a node:
   kata-gpu explain 0000:41:00.0      why is this GPU not available, and what to do
   kata-gpu kata list                 which Kata handlers are here
   kata-gpu runtime check             which handler of containerd or CRI-O leads where
+  kata-gpu simulate p.yaml --cluster would Kubernetes place these pods, and if not, why not
   kata-gpu release --all             give everything back
   kata-gpu uninstall --dry-run       what would be removed with the agent
 

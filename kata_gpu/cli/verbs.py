@@ -17,6 +17,15 @@ for example:
   kata-gpu cdi list                            who offers which device, and who wins
 """
 
+_SIMULATE_EPILOG: Final = """\
+for example:
+  kata-gpu inventory -o json > node-1.json               on the node
+  kata-gpu simulate pod.yaml classes.yaml --inventory node-1.json node-2.json
+  kubectl get resourceslices,deviceclasses -o json > cluster.json
+  kata-gpu simulate deployment.yaml cluster.json -o wide
+  kata-gpu simulate gang.yaml --cluster
+"""
+
 
 def _add_inventory(verbs: Verbs, name: str) -> None:
     parser = arguments.verb(
@@ -335,6 +344,52 @@ def _add_kata(verbs: Verbs, name: str) -> None:
     arguments.add_output(show)
 
 
+def _add_simulate(verbs: Verbs, name: str) -> None:
+    parser = arguments.verb(
+        verbs,
+        name,
+        "simulate",
+        "tell whether Kubernetes would place pods, claims and gangs, and what is in the way",
+        "Read pods, what makes pods, ResourceClaims and their templates, PodGroups and Queues, "
+        "and nodes as ResourceSlices, Node objects or inventories of this command, and place one "
+        "after another as the scheduler does: CEL selectors, counts, firstAvailable, constraints, "
+        "counters, taints, gangs, and shares of queues. Says of each refusal which device fails "
+        "which condition. Changes nothing and needs no agent. Exits 0 when all is placed, 3 when "
+        "something is refused or undecided.",
+        epilog=_SIMULATE_EPILOG,
+    )
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="Kubernetes objects in YAML or JSON, requests and nodes in any order",
+    )
+    parser.add_argument(
+        "--inventory",
+        nargs="+",
+        action="extend",
+        type=Path,
+        default=[],
+        metavar="SNAPSHOT",
+        help="a node: what kata-gpu inventory -o json printed there, or its ResourceSlices; an "
+        "inventory's node is called as the file is, without its suffix",
+    )
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="ask the cluster of your kubeconfig for nodes, slices, classes, and what is taken",
+    )
+    parser.add_argument(
+        "--blueprint",
+        type=Path,
+        metavar="FILE",
+        help="which pools the inventories' nodes have, and how these are offered (default: every "
+        "GPU and switch, through DRA)",
+    )
+    arguments.add_output(parser)
+
+
 def _add_completion(verbs: Verbs, name: str) -> None:
     parser = arguments.verb(
         verbs,
@@ -361,5 +416,6 @@ VERBS: Final = {
     "cdi": _add_cdi,
     "runtime": _add_runtime,
     "uninstall": _add_uninstall,
+    "simulate": _add_simulate,
     "completion": _add_completion,
 }

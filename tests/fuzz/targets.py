@@ -20,6 +20,7 @@ from typing import Final
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import node
 from kata_gpu.cli import explain_pod, output
+from kata_gpu.cli.simulate import text as simulation_text
 from kata_gpu.discover import cdi as discovered_cdi
 from kata_gpu.discover import functions, pods
 from kata_gpu.errors import HostError, InvalidBlueprint, KataGpuError, LedgerError
@@ -35,8 +36,10 @@ from kata_gpu.observe import client, said
 from kata_gpu.observe.document import document
 from kata_gpu.plan import cdi
 from kata_gpu.plan import pods as plan_pods
-from kata_gpu.settings import agent_file, blueprint
+from kata_gpu.plan.simulate.simulation import simulate
+from kata_gpu.settings import agent_file, blueprint, manifests
 from kata_gpu.settings.agent import Settings
+from kata_gpu.settings.manifests import documents
 from tests.fuzz import conversation, ledgers
 
 Target = Callable[[bytes, Path], None]
@@ -302,6 +305,21 @@ def processes(data: bytes, folder: Path) -> None:
         assert operation.address is None or str(operation.address) in os.fsdecode(data)
 
 
+def manifests_file(data: bytes, folder: Path) -> None:
+    """Kubernetes objects that a person lets be simulated."""
+    path = folder / "objects.yaml"
+    path.write_bytes(data)
+    try:
+        found = manifests.scenario(documents.read(path))
+    except InvalidBlueprint as error:
+        _told(error)
+        return
+    if b"expression" in data:  # CEL is another library's, and bounded for a process
+        return
+    for line in simulation_text(simulate(found), is_wide=False):
+        assert output.printable(line.replace("\n", "")) == line.replace("\n", ""), ascii(line)
+
+
 def status_server(data: bytes, folder: Path) -> None:
     """What a client sends to the status socket before it ends its side."""
     for reply in conversation.replies(data, folder / "status.sock"):
@@ -340,6 +358,7 @@ TARGETS: Final[dict[str, Target]] = {
     "cdi": cdi_spec,
     "cdi-file": cdi_file,
     "ledger": ledger,
+    "manifests": manifests_file,
     "modules-alias": modules_alias,
     "pod": pod,
     "processes": processes,

@@ -1,0 +1,396 @@
+"""Place pods one after another, each on the first node that has room, gangs as one.
+
+The order is that of the files. Of several nodes the scheduler takes the one that it likes best,
+and here the first by name is taken: where that decides whether a later pod fits, another order
+may come out otherwise. A gang that does not fit is tried again: with those that ask for most
+first, and with those that its subgroups need.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Final
+
+from kata_gpu.plan.simulate import allocation, fitting, queues
+from kata_gpu.plan.simulate.answer import (
+    Answer,
+    Given,
+    GroupAnswer,
+    NodeRefusal,
+    PodAnswer,
+    QueueAnswer,
+    Verdict,
+)
+from kata_gpu.plan.simulate.cel import Selectors
+from kata_gpu.plan.simulate.fitting import Demand
+from kata_gpu.plan.simulate.outcome import (
+    Aborted,
+    Allocated,
+    Budget,
+    Ground,
+    Refused,
+    Undecided,
+)
+from kata_gpu.plan.simulate.values import KAI, Claim, Node, Pod, PodGroup, Scenario
+from kata_gpu.plan.simulate.world import World
+
+STEPS_MAX: Final = 2_000_000
+"""Devices that are tried in all; what is left then is undecided."""
+
+_ZERO: Final = Fraction(0)
+
+
+def simulate(scenario: Scenario) -> Answer:
+    """Return what becomes of every pod that has no node yet."""
+    return _Simulation(scenario).answer()
+
+
+class _Simulation:
+    def __init__(self, scenario: Scenario) -> None:
+        self._world = World(scenario)
+        self._scenario = scenario
+        self._selectors = Selectors()
+        self._budget = Budget(STEPS_MAX)
+        self._refusals: dict[NodeRefusal, NodeRefusal] = {}
+        self._running: dict[str, list[Pod]] = {}
+        self._known: dict[tuple[str, int, str], tuple[Given, ...] | NodeRefusal | Aborted] = {}
+        self._notes: dict[str, None] = dict.fromkeys(scenario.notes)
+
+    def answer(self) -> Answer:
+        """Place what has no node, beside what has."""
+        self._note_unknown_labels()
+        for pod in self._scenario.pods:
+            if pod.node is not None:
+                self._settle(pod)
+        waiting = [pod for pod in self._scenario.pods if pod.node is None]
+        found: dict[str, PodAnswer] = {}
+        groups = []
+        for group, pods in self._units(waiting):
+            answers = [self._place(pod) for pod in pods] if group is None else None
+            if answers is None and group is not None:
+                told, answers = self._gang(group, pods)
+                groups.append(told)
+            found.update((answer.pod, answer) for answer in answers or ())
+        return Answer(
+            pods=tuple(_told_once(found[pod.name] for pod in waiting)),
+            groups=tuple(groups),
+            queues=tuple(self._queues(waiting)),
+            notes=tuple(self._notes),
+        )
+
+    def _note_unknown_labels(self) -> None:
+        unknown = [node.name for node in self._world.nodes if node.labels is None]
+        chosen = [s.name for s in self._scenario.slices if s.where is not None and s.where.terms]
+        if unknown and chosen:
+            self._note(
+                f"slice {chosen[0]} is for nodes by their labels, and those of {unknown[0]} are "
+                "not known: it has none of its devices here"
+            )
+
+    def _units(self, waiting: Iterable[Pod]) -> list[tuple[PodGroup | None, list[Pod]]]:
+        """Return gangs and single pods, each where its first pod is."""
+        known = {group.name: group for group in self._scenario.groups}
+        units: dict[str, tuple[PodGroup | None, list[Pod]]] = {}
+        for pod in waiting:
+            group = known.get(pod.group or "")
+            if pod.group is not None and group is None:
+                self._note(f"PodGroup {pod.group} is not in the files: its pods are no gang here")
+            key = f"pod {pod.name}" if group is None else f"group {group.name}"
+            queue = pod.queue or (group.queue if group else None)
+            units.setdefault(key, (group, []))[1].append(replace(pod, queue=queue))
+        for name, group in known.items():
+            if name not in self._running:
+                units.setdefault(f"group {name}", (group, []))
+        return list(units.values())
+
+    def _settle(self, pod: Pod) -> None:
+        """Count a pod that has its node."""
+        claims = self._world.claims_of(pod)
+        wanted = self._demand(pod, [] if isinstance(claims, str) else claims)
+        self._world.occupy(pod.node or "", wanted.resources)
+        self._charge(wanted)
+        self._running.setdefault(pod.group or "", []).append(pod)
+
+    # Gangs
+
+    def _gang(self, group: PodGroup, pods: list[Pod]) -> tuple[GroupAnswer, list[PodAnswer]]:
+        running = self._running.get(group.name, [])
+        if len(pods) + len(running) < group.min_member:
+            few = f"it has {len(pods)} of at least {group.min_member} members"
+            return self._gang_answer(group, pods, 0, few), [_refused(p, few) for p in pods]
+        before = self._world.state.copy()
+        best: list[PodAnswer] = []
+        reason: str | None = None
+        for order in (pods, sorted(pods, key=_size, reverse=True), _needed_first(group, pods)):
+            answers = [self._place(pod) for pod in order]
+            short = _short(group, order, answers, running)
+            if short is None:
+                return self._gang_answer(group, pods, _placed(answers), None), answers
+            if not best or _placed(answers) > _placed(best):
+                best, reason = answers, short
+            self._world.state = before.copy()
+        undecided = any(answer.verdict is Verdict.UNDECIDED for answer in best)
+        told = self._gang_answer(group, pods, _placed(best), reason, is_undecided=undecided)
+        return told, [_taken_back(answer, group, reason or "") for answer in best]
+
+    def _gang_answer(
+        self,
+        group: PodGroup,
+        pods: Sequence[Pod],
+        fitting_pods: int,
+        reason: str | None,
+        *,
+        is_undecided: bool = False,
+    ) -> GroupAnswer:
+        refused = Verdict.UNDECIDED if is_undecided else Verdict.REFUSED
+        return GroupAnswer(
+            group=group.name,
+            verdict=Verdict.PLACED if reason is None else refused,
+            min_member=group.min_member,
+            members=len(pods),
+            fitting=fitting_pods,
+            reason=reason,
+        )
+
+    # Pods
+
+    def _place(self, pod: Pod) -> PodAnswer:
+        claims = self._world.claims_of(pod)
+        if isinstance(claims, str):
+            return _refused(pod, claims)
+        wanted = self._demand(pod, claims)
+        reason = self._queue_objection(wanted, claims)
+        if reason is None and not self._world.nodes:
+            reason = "no node is known"
+        return self._anywhere(wanted) if reason is None else _refused(pod, reason)
+
+    def _anywhere(self, wanted: Demand) -> PodAnswer:
+        """Place a pod on the first node that has room; one selector that fails ends it."""
+        pod = wanted.pod
+        refusals: list[NodeRefusal] = []
+        fits: list[tuple[Node, tuple[Given, ...]]] = []
+        for node in self._world.nodes:
+            found = self._on_node(wanted, node)
+            match found:
+                case Aborted(reason=text):
+                    return _refused(pod, f"on {node.name}, and so for every node: {text}")
+                case NodeRefusal():
+                    refusals.append(found)
+                case _:
+                    fits.append((node, found))
+        if not fits:
+            return _nowhere(pod, refusals)
+        return self._settle_on(wanted, *fits[0])
+
+    def _settle_on(self, wanted: Demand, node: Node, given: tuple[Given, ...]) -> PodAnswer:
+        pod = wanted.pod
+        self._world.occupy(node.name, wanted.resources)
+        self._world.give(pod, node.name, given)
+        self._charge(wanted)
+        held = tuple(
+            Given(claim=name, request=pick.request, device=pick.device)
+            for name, claim in wanted.held
+            for pick in claim.picks or ()
+        )
+        return PodAnswer(
+            pod=pod.name,
+            verdict=Verdict.PLACED,
+            node=node.name,
+            devices=given + held,
+            reason=None,
+            refusals=(),
+            is_claim=pod.is_claim,
+        )
+
+    def _on_node(self, wanted: Demand, node: Node) -> tuple[Given, ...] | NodeRefusal | Aborted:
+        """Return what the pod gets there, or why not; pods of one origin get one answer."""
+        alike = wanted.pod.origin or wanted.pod.name
+        held = ",".join(f"{name} at {claim.where}" for name, claim in wanted.held)
+        key = (node.name, self._world.state.age.get(node.name, 0), f"{alike} {held}")
+        if key not in self._known:
+            found = self._judge(wanted, node)
+            if isinstance(found, NodeRefusal):  # equal ones are one, to be told apart by identity
+                found = self._refusals.setdefault(found, found)
+            self._known[key] = found
+        return self._known[key]
+
+    def _judge(self, wanted: Demand, node: Node) -> tuple[Given, ...] | NodeRefusal | Aborted:
+        if node.labels is None and (wanted.pod.node_selector or wanted.pod.terms):
+            self._note(f"the labels of node {node.name} are not known: no selector excludes it")
+        names, more = fitting.backed(wanted, node, self._scenario.classes)
+        used = self._world.state.used.get(node.name, {})
+        reason = (
+            fitting.objection(wanted, node)
+            or fitting.shortage(wanted, node, used, names)
+            or fitting.kai_objection(wanted, has_dra_gpus=self._world.has_dra_gpus(node.name))
+        )
+        if reason is not None:
+            return NodeRefusal(node=node.name, reason=reason)
+        return self._allocate((*wanted.claims, *more), node)
+
+    def _allocate(
+        self, claims: Sequence[Claim], node: Node
+    ) -> tuple[Given, ...] | NodeRefusal | Aborted:
+        if not claims:
+            return ()
+        ground = Ground(
+            pools=self._world.node_pools(node.name),
+            taken=self._world.state.taken,
+            classes=self._world.classes,
+            selectors=self._selectors,
+            budget=self._budget,
+        )
+        outcome = allocation.allocate(ground, claims)
+        match outcome:
+            case Allocated(given=given):
+                return given
+            case Refused(requests=requests):
+                reason = "; ".join(f"claim {r.claim}, request {r.request}" for r in requests)
+                return NodeRefusal(node=node.name, reason=reason, requests=requests)
+            case Undecided(reason=reason):
+                return NodeRefusal(node=node.name, reason=reason, verdict=Verdict.UNDECIDED)
+            case Aborted():
+                return outcome
+
+    def _demand(self, pod: Pod, claims: Iterable[tuple[str, Claim]]) -> Demand:
+        runtime = self._world.runtimes.get(pod.runtime_class or "")
+        if pod.runtime_class is not None and runtime is None:
+            self._note(
+                f"RuntimeClass {pod.runtime_class} is not in the files: its overhead and its "
+                "node selector are not counted"
+            )
+        return fitting.demand(pod, runtime, claims)
+
+    # Queues
+
+    def _queue_objection(self, wanted: Demand, claims: Iterable[tuple[str, Claim]]) -> str | None:
+        if wanted.pod.scheduler != KAI:
+            return None
+        for name, claim in claims:
+            is_shared = any(c.name == name and c.claim for c in wanted.pod.claims)
+            if is_shared and claim.queue is None and queues.gpus({}, (claim,)):
+                return (
+                    f"claim {claim.name} has no label kai.scheduler/queue, which KAI wants of a "
+                    "claim for GPUs that is of no template"
+                )
+        if wanted.pod.queue is not None and not self._world.queues:
+            self._note("no Queue is in the files: no quota and no limit is counted")
+        return queues.objection(
+            wanted.pod, _amounts(wanted), self._world.queues, self._world.state.queues
+        )
+
+    def _charge(self, wanted: Demand) -> None:
+        self._world.charge(wanted.pod, _amounts(wanted))
+
+    def _queues(self, waiting: Iterable[Pod]) -> Iterable[QueueAnswer]:
+        groups = {group.name: group.queue for group in self._scenario.groups}
+        both = ((p.queue or groups.get(p.group or ""), p.scheduler) for p in waiting)
+        asked = [queue for queue, scheduler in both if queue is not None and scheduler == KAI]
+        names: dict[str, None] = {}
+        for name in asked:
+            above = [queue.name for queue in queues.chain(name, self._world.queues)]
+            names.update(dict.fromkeys([name, *above]))
+        total = queues.totals(self._world.nodes, self._scenario.slices)
+        for name in names:
+            used = self._world.state.queues.get(name, {})
+            yield queues.answer(name, self._world.queues, used, total)
+
+    def _note(self, text: str) -> None:
+        self._notes[text] = None
+
+
+def _amounts(wanted: Demand) -> dict[str, Fraction]:
+    """Return what a pod has of a queue's three resources."""
+    claims = (*wanted.claims, *(claim for _, claim in wanted.held))
+    return {
+        "cpu": wanted.resources.get("cpu", _ZERO),
+        "memory": wanted.resources.get("memory", _ZERO),
+        "gpu": queues.gpus(wanted.resources, claims),
+    }
+
+
+def _size(pod: Pod) -> tuple[int, Fraction]:
+    return len(pod.claims), sum((a for n, a in pod.resources.items() if "/" in n), _ZERO)
+
+
+def _needed_first(group: PodGroup, pods: Sequence[Pod]) -> list[Pod]:
+    """Return members with those first that subgroups cannot do without."""
+    left = {part.name: part.min_member for part in group.subgroups}
+    needed: list[Pod] = []
+    others: list[Pod] = []
+    for pod in pods:
+        is_needed = left.get(pod.subgroup or "", 0) > 0
+        if is_needed:
+            left[pod.subgroup or ""] -= 1
+        (needed if is_needed else others).append(pod)
+    return needed + others
+
+
+def _placed(answers: Iterable[PodAnswer]) -> int:
+    return sum(answer.verdict is Verdict.PLACED for answer in answers)
+
+
+def _short(
+    group: PodGroup,
+    pods: Sequence[Pod],
+    answers: Sequence[PodAnswer],
+    running: Sequence[Pod],
+) -> str | None:
+    """Return what a gang misses; None when it may start."""
+    if _placed(answers) + len(running) < group.min_member:
+        return (
+            f"{_placed(answers)} of {len(pods)} members find room, and at least "
+            f"{group.min_member} must"
+        )
+    for part in group.subgroups:
+        members = [a for p, a in zip(pods, answers, strict=True) if p.subgroup == part.name]
+        there = sum(pod.subgroup == part.name for pod in running)
+        if _placed(members) + there < part.min_member:
+            return (
+                f"{_placed(members)} of {len(members)} members of subgroup {part.name} find "
+                f"room, and at least {part.min_member} must"
+            )
+    return None
+
+
+def _refused(pod: Pod, reason: str) -> PodAnswer:
+    return PodAnswer(
+        pod=pod.name,
+        verdict=Verdict.REFUSED,
+        node=None,
+        devices=(),
+        reason=reason,
+        refusals=(),
+        is_claim=pod.is_claim,
+    )
+
+
+def _nowhere(pod: Pod, refusals: Sequence[NodeRefusal]) -> PodAnswer:
+    unclear = [refusal for refusal in refusals if refusal.verdict is Verdict.UNDECIDED]
+    count = len(refusals)
+    nodes = "the only node has no room" if count == 1 else f"none of {count} nodes has room"
+    if unclear:
+        nodes = f"undecided on {len(unclear)} of {count} nodes, and no other has room"
+    return replace(
+        _refused(pod, nodes),
+        verdict=Verdict.UNDECIDED if unclear else Verdict.REFUSED,
+        refusals=tuple(refusals),
+    )
+
+
+def _told_once(answers: Iterable[PodAnswer]) -> Iterable[PodAnswer]:
+    """Yield each answer, with what is in the way where it comes for the first time."""
+    first: dict[object, str] = {}
+    for answer in answers:
+        key = (answer.verdict, answer.reason, tuple(map(id, answer.refusals)))
+        before = first.setdefault(key, answer.pod)
+        is_again = bool(answer.refusals) and before != answer.pod
+        yield replace(answer, refusals=(), same_as=before) if is_again else answer
+
+
+def _taken_back(answer: PodAnswer, group: PodGroup, reason: str) -> PodAnswer:
+    """Return the answer for a member of a gang that does not start."""
+    if answer.verdict is not Verdict.PLACED:
+        return answer
+    told = f"it would fit on {answer.node}, but not its gang {group.name}: {reason}"
+    return replace(answer, verdict=Verdict.REFUSED, node=None, devices=(), reason=told)

@@ -1,0 +1,145 @@
+"""What is left as pods are placed one after another; and how it was, if a gang is taken back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Final
+
+from kata_gpu.plan.simulate import pools, queues
+from kata_gpu.plan.simulate.answer import Given
+from kata_gpu.plan.simulate.pools import Pool
+from kata_gpu.plan.simulate.values import (
+    KAI,
+    Claim,
+    DeviceClass,
+    DeviceId,
+    Pick,
+    Pod,
+    RuntimeClass,
+    Scenario,
+    Where,
+)
+
+_ZERO: Final = Fraction(0)
+
+
+@dataclass(slots=True)
+class State:
+    """What changes; copied before a gang, and put back if it does not fit."""
+
+    used: dict[str, dict[str, Fraction]] = field(default_factory=dict)
+    """Resources that pods have, by node."""
+
+    taken: dict[DeviceId, str] = field(default_factory=dict)
+    claims: dict[str, Claim] = field(default_factory=dict)
+    """Claims that are shared or were given, by name, as they are now."""
+
+    queues: dict[str, dict[str, Fraction]] = field(default_factory=dict)
+    age: dict[str, int] = field(default_factory=dict)
+    """Changes whenever something of a node does: what was found out of it before is old then."""
+
+    def copy(self) -> "State":
+        """Return the same, not to be changed with this one."""
+        return State(
+            used={node: dict(amounts) for node, amounts in self.used.items()},
+            taken=dict(self.taken),
+            claims=dict(self.claims),
+            queues={queue: dict(amounts) for queue, amounts in self.queues.items()},
+            age=dict(self.age),
+        )
+
+
+class World:
+    """Nodes as they are known, and the state in which the last placement left them."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.nodes = tuple(sorted(scenario.nodes, key=lambda node: node.name))
+        self.classes: Mapping[str, DeviceClass] = {c.name: c for c in scenario.classes}
+        self.runtimes: Mapping[str, RuntimeClass] = {r.name: r for r in scenario.runtime_classes}
+        self.templates = {template.name: template for template in scenario.templates}
+        self.queues = {queue.name: queue for queue in scenario.queues}
+        self.pools = {node.name: pools.of_node(scenario.slices, node) for node in self.nodes}
+        self._near = {
+            node.name: tuple(
+                s for s in scenario.slices if s.where is not None and s.where.node == node.name
+            )
+            for node in self.nodes
+        }
+        self._devices = {d.id: (s.where or d.where) for s in scenario.slices for d in s.devices}
+        self._counter = 0
+        self.state = State(claims={claim.name: claim for claim in scenario.claims})
+        for claim in scenario.claims:
+            for pick in claim.picks or ():
+                self.state.taken[pick.device] = f"claim {claim.name}"
+
+    def node_pools(self, node: str) -> tuple[Pool, ...]:
+        """Return what a node may use."""
+        return self.pools[node]
+
+    def has_dra_gpus(self, node: str) -> bool:
+        """Tell whether KAI sees GPUs of ResourceSlices there."""
+        return any(queues.is_gpu(s.driver) and s.devices for s in self._near[node])
+
+    def claims_of(self, pod: Pod) -> list[tuple[str, Claim]] | str:
+        """Return the pod's claims by its names for them, or why it cannot have them."""
+        found = []
+        for wanted in pod.claims:
+            if wanted.claim is not None:
+                claim = self.state.claims.get(wanted.claim)
+                kind, name = "ResourceClaim", wanted.claim
+            else:
+                claim = self.templates.get(wanted.template or "")
+                kind, name = "ResourceClaimTemplate", wanted.template or ""
+            if claim is None:
+                return f"there is no {kind} {name}, which it names as {wanted.name}"
+            found.append((wanted.name, claim))
+        return found
+
+    def occupy(self, node: str, resources: Mapping[str, Fraction]) -> None:
+        """Take resources of a node; one that is not known has none to take."""
+        amounts = self.state.used.setdefault(node, {})
+        for name, amount in resources.items():
+            amounts[name] = amounts.get(name, _ZERO) + amount
+        self._grow_old(node)
+
+    def give(self, pod: Pod, node: str, given: tuple[Given, ...]) -> None:
+        """Take the devices that a pod gets, for the claims that it has them through."""
+        for item in given:
+            self.state.taken[item.device] = f"{pod.name} (claim {item.claim})"
+        for wanted in pod.claims:
+            claim = self.state.claims.get(wanted.claim or "")
+            if claim is not None and claim.picks is None:
+                picks = tuple(
+                    Pick(request=item.request, device=item.device)
+                    for item in given
+                    if item.claim == wanted.name
+                )
+                self.state.claims[claim.name] = replace(
+                    claim, picks=picks, where=self._place(picks, node)
+                )
+        for device in (item.device for item in given):
+            where = self._devices.get(device)
+            if where is None or where.node is None:  # other nodes see it too
+                for name in self.pools:
+                    self._grow_old(name)
+
+    def charge(self, pod: Pod, amounts: Mapping[str, Fraction]) -> None:
+        """Count what a pod has to its queue, and to those above."""
+        if pod.scheduler != KAI or pod.queue is None:
+            return
+        above = [queue.name for queue in queues.chain(pod.queue, self.queues)] or [pod.queue]
+        for name in above:
+            has = self.state.queues.setdefault(name, {})
+            for resource, amount in amounts.items():
+                has[resource] = has.get(resource, _ZERO) + amount
+
+    def _place(self, picks: tuple[Pick, ...], node: str) -> Where | None:
+        places = [self._devices.get(pick.device) for pick in picks]
+        if any(place is not None and place.node is not None for place in places):
+            return Where(node=node)
+        return next((place for place in places if place is not None and place.terms), None)
+
+    def _grow_old(self, node: str) -> None:
+        self._counter += 1
+        self.state.age[node] = self._counter
