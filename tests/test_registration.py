@@ -140,6 +140,16 @@ def test_a_killed_kubelet_leaves_a_socket_that_nobody_answers_on(root: Path) -> 
     with_kubelet(root, story)
 
 
+def test_a_new_socket_of_kubelets_is_reason_enough_to_register(root: Path) -> None:
+    async def story(_first: DeviceManager, _ours: PluginAgent) -> None:
+        second = DeviceManager(root)  # while the first one hangs, and keeps its connections
+        await second.start(wipes=False)
+        await offered(second)
+        await second.stop()
+
+    with_kubelet(root, story)
+
+
 def test_a_kubelet_that_is_gone_for_long_is_waited_for(root: Path) -> None:
     async def story(manager: DeviceManager, ours: PluginAgent) -> None:
         await manager.stop()

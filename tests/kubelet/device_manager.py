@@ -107,9 +107,10 @@ class DeviceManager:
 
     # Its life
 
-    async def start(self) -> None:
+    async def start(self, *, wipes: bool = True) -> None:
+        """Begin; one that does not wipe its directory shows what its new socket alone does."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self.directory.iterdir():
+        for path in self.directory.iterdir() if wipes else ():
             if stat.S_ISSOCK(path.lstat().st_mode):
                 path.unlink()
         self._read_checkpoint()
