@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import pytest
 
-from tests.lab import accelerator, inside, relay, setup
+from tests.lab import accelerator, inside, qemu, relay, setup
 from tests.lab import machine as lab_machine
 from tests.lab.inside import Machine
 from tests.lab.reports import FILE_VARIABLE, Writer, revive
@@ -54,11 +54,15 @@ class HostSide:
     Args:
         config: pytest's.
         boot: boots a guest with the topology of that name.
+        has: tells whether the QEMU of this machine has a device.
     """
 
-    def __init__(self, config: pytest.Config, boot: Boot) -> None:
+    def __init__(
+        self, config: pytest.Config, boot: Boot, has: Callable[[str], bool] = qemu.has
+    ) -> None:
         self._config = config
         self._boot = boot
+        self._has = has
         self._topology: str | None = None
         self._running: Iterator[relay.Outcome] = iter(())
         self._outcomes: dict[str, relay.Outcome] = {}
@@ -67,8 +71,22 @@ class HostSide:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Put lab tests last, each topology's together: one guest at a time."""
+        self._leave_out(items)
         topologies = list(dict.fromkeys(_topology(item) for item in items))
         items.sort(key=lambda item: _order(topologies, _topology(item)))
+
+    def _leave_out(self, items: list[pytest.Item]) -> None:
+        """Select no test whose machine there cannot be here, and say so."""
+        for device in sorted({need for item in items if (need := _need(item)) is not None}):
+            if not self._has(device):
+                lost = [item for item in items if _need(item) == device]
+                items[:] = [item for item in items if item not in lost]
+                self._config.hook.pytest_deselected(items=lost)
+                count = "1 test" if len(lost) == 1 else f"{len(lost)} tests"
+                self._said.append(
+                    f"not selected: {count} of a machine with {device}, which the QEMU that is "
+                    f"installed here, if any, does not have"
+                )
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -144,6 +162,11 @@ def _topology(item: pytest.Item) -> str | None:
         known = ", ".join(TOPOLOGIES)
         raise pytest.UsageError(f"{item.nodeid}: no topology {name!r}; there are: {known}")
     return name
+
+
+def _need(item: pytest.Item) -> str | None:
+    topology = _topology(item)
+    return None if topology is None else TOPOLOGIES[topology].needs
 
 
 def _timeout_s(item: pytest.Item) -> float:

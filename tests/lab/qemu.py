@@ -1,10 +1,12 @@
-"""QEMU's command line, as a pure function of the topology."""
+"""QEMU's command line, as a pure function of the topology; and what QEMU there is."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.lab import process
+from tests.lab.errors import LabError
 from tests.lab.topology import Place, Topology, places
 
 _KERNEL_ARGUMENTS: Final = (
@@ -44,6 +46,15 @@ class Lines:
 
     inner_serial: int
     """… and the guest's third serial port, which is connected to it."""
+
+
+def has(device: str) -> bool:
+    """Tell whether the QEMU that is installed has a device; without QEMU there is none."""
+    try:
+        known = process.output(("qemu-system-x86_64", "-device", "help"), timeout_s=30)
+    except LabError:
+        return False
+    return f'name "{device}"' in known
 
 
 def arguments(

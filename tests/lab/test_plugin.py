@@ -25,7 +25,8 @@ from tests.lab.plugin import HostSide
 def pytest_configure(config):
     if "{GUEST_VARIABLE}" not in os.environ:
         config.addinivalue_line("markers", "lab: as in the plugin")
-        config.pluginmanager.register(HostSide(config, booting_in(Path(__file__).parent)))
+        boot = booting_in(Path(__file__).parent)
+        config.pluginmanager.register(HostSide(config, boot, has=lambda device: False))
 """
 
 
@@ -108,6 +109,22 @@ def test_d(): assert where() == "single"
     lines = [line for line in result.text.splitlines() if "PASSED  " in line or "PASSED [" in line]
     assert [line.split("::")[1][:6] for line in lines] == ["test_b", "test_a", "test_d", "test_c"]
     assert [guest.name for guest in result.guests] == ["guest-1-single", "guest-2-bridge"]
+    assert result.status == 0
+
+
+def test_tests_of_a_machine_that_qemu_does_not_have_are_not_selected(tmp_path: Path) -> None:
+    result = _run(
+        tmp_path,
+        """
+@pytest.mark.lab("igb")
+def test_a(): assert False
+@pytest.mark.lab("single")
+def test_b(): pass
+""",
+    )
+    assert "1 passed, 1 deselected" in result.text
+    assert "not selected: 1 test of a machine with igb, which the QEMU" in result.text
+    assert [guest.name for guest in result.guests] == ["guest-1-single"]
     assert result.status == 0
 
 

@@ -79,7 +79,7 @@ def test_ids_and_chassis_are_unique_and_every_bus_comes_before_its_devices(
 def test_the_node_has_every_role_of_the_other_machines() -> None:
     roles = {place.role for place in places(TOPOLOGIES["node"])}
     for name, topology in TOPOLOGIES.items():
-        if name != "eight":  # which is for measuring alone
+        if name not in {"eight", "igb"}:  # for measuring alone; not of every QEMU
             assert {place.role for place in places(topology)} <= roles, name
 
 

@@ -64,6 +64,13 @@ _E1000E: Final = Model(
     driver="e1000e",
 )
 
+_IGB: Final = Model(
+    device="igb,romfile=",
+    emulates=Identity(vendor=0x8086, device=0x10C9, class_code=0x020000),
+    module="igb",
+    driver="igb",
+)
+
 # what they are given out for
 
 _H100: Final = Identity(
@@ -163,6 +170,7 @@ _SWITCH: Final = Switch(
     ),
 )
 _SRIOV: Final = Port(role="nvme-pf-port", slot=(Function(role="nvme-pf", model=_NVME_SRIOV),))
+_IGB_SRIOV: Final = Port(role="igb-pf-port", slot=(Function(role="igb-pf", model=_IGB),))
 _HOTPLUG: Final = Port(
     role="spare-port", slot=(Function(role="plug-nic", model=_E1000E, shown=False),)
 )
@@ -222,6 +230,12 @@ TOPOLOGIES: Final = {
             parts=(_SWITCH,),
         ),
         Topology(name="sriov", summary="an NVMe device with four VFs", parts=(_SRIOV,)),
+        Topology(
+            name="igb",
+            summary="a NIC with seven VFs, which pools may ask for; QEMU 8 and later",
+            parts=(_IGB_SRIOV,),
+            needs="igb",
+        ),
         Topology(name="hotplug", summary="a spare port to plug a NIC into", parts=(_HOTPLUG,)),
         Topology(
             name="amd", summary="an AMD GPU with 8 GiB of memory and no driver", parts=(_AMD,)

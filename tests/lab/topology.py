@@ -113,6 +113,8 @@ class Topology:
 
     iommu: bool = True
     memory_mib: int = 2048
+    needs: str | None = None
+    """A device that not every QEMU has: without it there is no such machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
