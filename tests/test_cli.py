@@ -21,8 +21,8 @@ Done = subprocess.CompletedProcess[str]
 
 VERBS: Final = (
     *("inventory", "doctor", "status", "explain", "cdi", "kata", "runtime"),
-    *("metrics", "plan", "apply", "release", "clear", "run", "uninstall", "completion"),
-    *("plan", "apply", "release", "clear", "run", "uninstall", "simulate", "completion"),
+    *("metrics", "plan", "apply", "release", "clear", "run", "uninstall", "simulate"),
+    "completion",
 )
 COMMAND: Final = (sys.executable, "-m", "kata_gpu")
 ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}

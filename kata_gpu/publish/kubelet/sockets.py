@@ -8,6 +8,7 @@ Source: kubelet's plugin watcher and device manager; the length is that of sun_p
 
 import contextlib
 import os
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -74,23 +75,27 @@ async def serve(
 ) -> AsyncIterator[None]:
     """Answer on the socket at *path* until the block ends; then the path is gone.
 
-    Who is being answered then is finished with, for as long as *grace_s*.
+    It appears there when it is served and has its mode, since kubelet dials what appears. Who is
+    being answered at the end is finished with, for as long as *grace_s*.
 
     Raises:
         HostError: the path is too long, or the socket cannot be made there.
     """
-    address = _address(path)
+    _address(path)
+    hidden = path.with_name(f".{secrets.token_hex(3)}")  # which kubelet's watcher passes over
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers(tuple(service.handler() for service in services))
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
     try:
-        server.add_insecure_port(address)
+        server.add_insecure_port(_address(hidden))
     except RuntimeError as error:
         raise HostError(f"cannot serve on {path}: {error}") from error
     await server.start()
     try:
-        path.chmod(mode)
+        try:
+            hidden.chmod(mode)
+            hidden.rename(path)
+        except OSError as error:
+            raise HostError(f"cannot serve on {path}: {error.strerror}") from error
         yield
     finally:
         await server.stop(grace=grace_s)
