@@ -1,12 +1,65 @@
-"""One agent per node: an advisory lock that the kernel drops when its owner dies."""
+"""Advisory locks that the kernel drops when their owner dies: one agent per node, and others."""
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from kata_gpu.errors import HeldError, HostError
+
+_TRY_EVERY_S: Final = 0.002
+
+
+@contextmanager
+def exclusive_within(path: Path, timeout_s: float) -> Iterator[None]:
+    """Hold the lock at *path* as :func:`exclusive` does, after a wait for it; blocking.
+
+    It is meant for locks that nobody holds for long.
+
+    Raises:
+        HeldError: another process held it all the time; the text names it.
+        HostError: as of :func:`exclusive`.
+    """
+    ends_at = time.monotonic() + timeout_s
+    with ExitStack() as held:
+        while not _is_taken(path, held):
+            if time.monotonic() >= ends_at:
+                raise HeldError(
+                    f"cannot lock {path} within {timeout_s:g} s: process {_named_in(path)} holds "
+                    f"it; if it hangs, end it"
+                )
+            time.sleep(_TRY_EVERY_S)
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether somebody holds the lock at *path*; nobody does where there is none."""
+    if not path.exists():
+        return False
+    with ExitStack() as held:
+        return not _is_taken(path, held)
+
+
+def _is_taken(path: Path, held: ExitStack) -> bool:
+    try:
+        held.enter_context(exclusive(path))
+    except HeldError:
+        return False
+    return True
+
+
+def _named_in(path: Path) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return "unknown"
+    try:
+        return _owner(fd)
+    finally:
+        os.close(fd)
 
 
 @contextmanager
