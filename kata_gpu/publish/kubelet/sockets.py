@@ -59,7 +59,9 @@ class Service:
             found[method.name] = getattr(grpc, f"unary_{kind}_rpc_method_handler")(
                 answer,
                 request_deserializer=_message(self.module, method.input_type.name).FromString,
-                response_serializer=Message.SerializeToString,
+                response_serializer=_message(
+                    self.module, method.output_type.name
+                ).SerializeToString,
             )
         return grpc.method_handlers_generic_handler(described.full_name, found)
 
@@ -123,7 +125,7 @@ class Client:
         kind = "stream" if described.server_streaming else "unary"
         return getattr(self._channel, f"unary_{kind}")(
             f"/{described.containing_service.full_name}/{name}",
-            request_serializer=Message.SerializeToString,
+            request_serializer=_message(module, described.input_type.name).SerializeToString,
             response_deserializer=_message(module, described.output_type.name).FromString,
         )
 
