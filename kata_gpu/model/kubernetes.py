@@ -75,6 +75,9 @@ class Device:
     is_ready: bool
     """Whether it is on VFIO and in the CDI spec; one that is bound on claim is healthy before."""
 
+    on_claim: bool = False
+    """Whether it leaves VFIO when no claim has it: that it is ready says nothing of later."""
+
     reason: str
     """In words of the unit's state."""
 
