@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from kata_gpu.errors import HostError
+from kata_gpu.host import locks
 from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Device, Door
+from kata_gpu.publish.kubelet.checkpoint import Checkpoint
 from kata_gpu.publish.kubelet.dra import DraDriver, DriverSettings
-from kata_gpu.publish.kubelet.preparing import Agent, Patience
-from tests.kubelet.claims import POOL, ClaimStore
+from kata_gpu.publish.kubelet.news import News
+from kata_gpu.publish.kubelet.prepared import ClaimName, Home
+from kata_gpu.publish.kubelet.preparing import Agent, Patience, Preparer
+from tests.kubelet.claims import NAMESPACE, POOL, ClaimStore
 from tests.kubelet.dra_manager import DraManager
 
 DEADLINE_S: Final = 30.0
@@ -119,17 +123,46 @@ class Node:
             patience=patience,
             **more,
         )
-        driver = DraDriver(
-            settings,
-            Agent(
-                get_claim=self.claims.get,
-                devices=lambda: self.turns.devices,
-                bring=self.turns.bring,
-                let_go=self.turns.give_back,
-            ),
-        )
+        driver = DraDriver(settings, self.agent)
         self.turns.claimed = driver.claimed_units
         return driver
+
+    @asynccontextmanager
+    async def preparer(
+        self, agent: str = "a", *, patience: Patience = PATIENCE
+    ) -> AsyncIterator[tuple[Preparer, Checkpoint]]:
+        """Run what prepares claims, without a socket."""
+        home = Home(driver=GPU_DRIVER, pool=POOL, agent=agent, directory=self.directory)
+        checkpoint = Checkpoint(home.checkpoint, boot_id=BOOT)
+        self.turns.claimed = lambda: frozenset(
+            unit for claim in checkpoint.claims().values() for unit in claim.units
+        )
+        preparer = Preparer(home, checkpoint, self.agent, news=News(), patience=patience)
+        with locks.exclusive(home.lock_of(agent)):
+            try:
+                yield preparer, checkpoint
+            finally:
+                await preparer.close()
+                await checkpoint.close()
+
+    @property
+    def directory(self) -> Path:
+        return self.root / "plugins" / GPU_DRIVER
+
+    @property
+    def agent(self) -> Agent:
+        """What the rest of an agent does on this node."""
+        return Agent(
+            get_claim=self.claims.get,
+            devices=lambda: self.turns.devices,
+            bring=self.turns.bring,
+            let_go=self.turns.give_back,
+        )
+
+    def named(self, claim: str) -> ClaimName:
+        """Return a claim as kubelet names it."""
+        uid = self.claims.objects[claim]["metadata"]["uid"]
+        return ClaimName(namespace=NAMESPACE, name=claim, uid=uid)
 
     def kubelet(self, **more: Any) -> DraManager:
         """Return a new run of kubelet."""

@@ -21,6 +21,7 @@ from kata_gpu.model.kubernetes import Device, Door
 from kata_gpu.publish.kubelet import device_health, plugin_sockets
 from kata_gpu.publish.kubelet.checkpoint import Checkpoint
 from kata_gpu.publish.kubelet.device_health import HealthStream
+from kata_gpu.publish.kubelet.device_metadata import DeviceMetadata
 from kata_gpu.publish.kubelet.news import News
 from kata_gpu.publish.kubelet.plugin_registration import PluginRegistration, Registration
 from kata_gpu.publish.kubelet.plugin_sockets import PluginSockets
@@ -49,6 +50,9 @@ class DriverSettings:
 
     kubelet: Path
     boot_id: str
+    metadata: Path | None = None
+    """The CDI directory for what workloads read of their devices; None to write nothing there."""
+
     patience: Patience = field(default_factory=Patience)
     health_again_s: float = device_health.AGAIN_S
     look_every_s: float = 10.0
@@ -74,6 +78,8 @@ class DraDriver:
         self._paths = plugin_sockets.paths(settings.kubelet, settings.driver, settings.agent)
         self._registration = PluginRegistration(settings.driver, self._paths.plugin)
         self._news = News()
+        folder = settings.metadata
+        self._extras = None if folder is None else DeviceMetadata(self._home, folder)
 
     @property
     def registration(self) -> Registration:
@@ -118,6 +124,7 @@ class DraDriver:
                 self._agent,
                 news=self._news,
                 patience=self._settings.patience,
+                extras=self._extras,
             )
             sockets = PluginSockets(
                 self._paths, self._services(preparer), (self._registration.service(),)
@@ -158,6 +165,11 @@ class DraDriver:
                 settings = self._settings
                 plugin_sockets.clear(plugin_sockets.paths(settings.kubelet, settings.driver, name))
                 lock.unlink(missing_ok=True)
+        if self._extras is not None:
+            try:
+                self._extras.sweep(self.claims())
+            except KataGpuError as error:
+                log.warning("cannot look for metadata that a killed agent left: %s", error)
 
     async def _clean(self, preparer: Preparer) -> None:
         while True:

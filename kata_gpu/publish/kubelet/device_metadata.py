@@ -1,0 +1,199 @@
+"""What a workload may read of its devices: a file per request, and the CDI spec that mounts it.
+
+It is written on demand alone: a spec lies in the directory that Kata's runtimes read, and one
+that they refuse stops every pod of the node. So it has what both know: version 0.5.0, one
+device, mounts, and no dot in its class. Its device has no node, and gives a VM nothing.
+
+Source: KEP-5304; k8s.io/dynamic-resource-allocation kubeletplugin/metadata.go and api/metadata.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from kata_gpu.errors import HostError, KataGpuError
+from kata_gpu.host import files
+from kata_gpu.model.kubernetes import Attribute, Device
+from kata_gpu.publish.kubelet.prepared import Claims, Home, PreparedClaim, PreparedDevice
+
+_CDI_VERSION: Final = "0.5.0"
+_MODE: Final = 0o644  # a workload of any user reads it
+_INSIDE: Final = "/var/run/kubernetes.io/dra-device-attributes"
+_POD_CLAIM: Final = "resource.kubernetes.io/pod-claim-name"
+_REQUEST: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMetadata:
+    """Writes and removes the files of one driver."""
+
+    home: Home
+    cdi_directory: Path
+
+    def write(
+        self, prepared: PreparedClaim, devices: Mapping[str, Device], claim: Mapping[str, Any]
+    ) -> PreparedClaim:
+        """Write the files of a claim, each whole; return it with the CDI names of the mounts.
+
+        Raises:
+            KataGpuError: they cannot be written; some may be there.
+        """
+        pod_claim = _pod_claim(claim)
+        for request, members in _requests(prepared).items():
+            document = _document(prepared, request, members, devices, pod_claim)
+            host = self._file(prepared, request)
+            files.replace(host, document, staging=host.parent, mode=_MODE)
+            spec = self._spec(prepared, request, host, pod_claim)
+            files.replace(
+                self._spec_file(prepared, request), spec, staging=self.cdi_directory, mode=_MODE
+            )
+        return replace(prepared, devices=tuple(self._with_mounts(prepared)))
+
+    def remove(self, prepared: PreparedClaim) -> None:
+        """Remove the files of a claim, the spec first; what is gone is no error."""
+        for request in _requests(prepared):
+            files.remove(self._spec_file(prepared, request))
+        _remove_tree(self._folder(prepared))
+
+    def sweep(self, claims: Claims) -> None:
+        """Remove what is there for other than these claims: its agent was killed."""
+        known = {
+            self._spec_file(claim, request).name
+            for claim in claims.values()
+            for request in _requests(claim)
+        }
+        start = f"{self.home.driver}_metadata_"
+        for name in files.names(self.cdi_directory):
+            if name.startswith(start) and name.endswith(".json") and name not in known:
+                files.remove(self.cdi_directory / name)
+        folders = {self._folder(claim).name for claim in claims.values()}
+        for name in files.names(self._folders):
+            if name not in folders:
+                _remove_tree(self._folders / name)
+
+    @property
+    def _folders(self) -> Path:
+        return self.home.directory / "dra-device-metadata"
+
+    def _folder(self, prepared: PreparedClaim) -> Path:
+        return self._folders / f"{prepared.claim.namespace}_{prepared.claim.name}"
+
+    def _file(self, prepared: PreparedClaim, request: str) -> Path:
+        return self._folder(prepared) / request / "metadata.json"
+
+    def _spec_file(self, prepared: PreparedClaim, request: str) -> Path:
+        uid = prepared.claim.uid
+        return self.cdi_directory / f"{self.home.driver}_metadata_{uid}_{request}.json"
+
+    def _spec(
+        self, prepared: PreparedClaim, request: str, host: Path, pod_claim: str | None
+    ) -> str:
+        source = (
+            f"resourceclaims/{prepared.claim.name}"
+            if pod_claim is None
+            else f"resourceclaimtemplates/{pod_claim}"
+        )
+        mount = {
+            "hostPath": str(host),
+            "containerPath": f"{_INSIDE}/{source}/{request}/{self.home.driver}-metadata.json",
+            "options": ["ro", "bind"],
+        }
+        name = f"{prepared.claim.uid}_{request}"
+        spec = {
+            "cdiVersion": _CDI_VERSION,
+            "kind": f"{self.home.driver}/metadata",
+            "devices": [{"name": name, "containerEdits": {"mounts": [mount]}}],
+        }
+        return json.dumps(spec, indent=2) + "\n"
+
+    def _with_mounts(self, prepared: PreparedClaim) -> Iterator[PreparedDevice]:
+        """Yield the devices, the first of each request with the name of its mount, at its end."""
+        firsts = {request: members[0] for request, members in _requests(prepared).items()}
+        for device in prepared.devices:
+            mounts = tuple(
+                f"{self.home.driver}/metadata={prepared.claim.uid}_{request}"
+                for request, first in firsts.items()
+                if first is device
+            )
+            yield replace(device, cdi_names=(*device.cdi_names, *mounts))
+
+
+def _requests(prepared: PreparedClaim) -> dict[str, list[PreparedDevice]]:
+    """Return the devices of each request, subrequests under their main one.
+
+    Raises:
+        KataGpuError: a request's name cannot be part of a path.
+    """
+    found: dict[str, list[PreparedDevice]] = {}
+    for device in prepared.devices:
+        for base in dict.fromkeys(request.partition("/")[0] for request in device.requests):
+            if not _REQUEST.fullmatch(base):
+                raise KataGpuError(f"cannot write metadata for request {base[:80]!r}: no DNS label")
+            found.setdefault(base, []).append(device)
+    return found
+
+
+def _document(
+    prepared: PreparedClaim,
+    request: str,
+    members: Iterable[PreparedDevice],
+    devices: Mapping[str, Device],
+    pod_claim: str | None,
+) -> str:
+    """Return the object that tells of one request's devices."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for member in members:
+        device = devices[member.device]
+        told = {
+            "driver": device.driver,
+            "pool": member.pool,
+            "name": member.device,
+            "attributes": {n: _typed(v) for n, v in sorted(device.attributes.items())},
+        }
+        for name in member.requests:
+            if name.partition("/")[0] == request:
+                by_name.setdefault(name, []).append(told)
+    claim = prepared.claim
+    document = {
+        "apiVersion": "metadata.resource.k8s.io/v1alpha1",
+        "kind": "DeviceMetadata",
+        "metadata": {"name": claim.name, "namespace": claim.namespace, "uid": claim.uid},
+        **({} if pod_claim is None else {"podClaimName": pod_claim}),
+        "requests": [{"name": name, "devices": told} for name, told in by_name.items()],
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _typed(value: Attribute) -> dict[str, Attribute]:
+    match value:
+        case bool():
+            return {"bool": value}
+        case int():
+            return {"int": value}
+        case str():
+            return {"string": value}
+
+
+def _pod_claim(claim: Mapping[str, Any]) -> str | None:
+    """Return the pod's own name for a claim that was made from a template; None for others."""
+    metadata = claim.get("metadata")
+    annotations = metadata.get("annotations") if isinstance(metadata, Mapping) else None
+    name = annotations.get(_POD_CLAIM) if isinstance(annotations, Mapping) else None
+    if name is None:
+        return None
+    if not isinstance(name, str) or not _REQUEST.fullmatch(name):
+        raise KataGpuError(f"cannot write metadata for the claim: {_POD_CLAIM} is {name!r:.80}")
+    return name
+
+
+def _remove_tree(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HostError(f"cannot remove {folder}: {error.strerror}") from error
