@@ -114,18 +114,15 @@ class Node:
         self, agent: str = "a", *, patience: Patience = PATIENCE, boot: str = BOOT, **more: Any
     ) -> DraDriver:
         """Return a driver of a new agent, which takes the node's turns from now on."""
-        settings = DriverSettings(
-            driver=GPU_DRIVER,
-            pool=POOL,
-            agent=agent,
-            kubelet=self.root,
-            boot_id=boot,
-            patience=patience,
-            **more,
-        )
+        settings = self.settings(agent, patience=patience, boot_id=boot, **more)
         driver = DraDriver(settings, self.agent)
         self.turns.claimed = driver.claimed_units
         return driver
+
+    def settings(self, agent: str = "a", **more: Any) -> DriverSettings:
+        """Return what the GPUs' driver of an agent is made with."""
+        values = {"driver": GPU_DRIVER, "boot_id": BOOT, "patience": PATIENCE, **more}
+        return DriverSettings(pool=POOL, agent=agent, kubelet=self.root, **values)
 
     @asynccontextmanager
     async def preparer(

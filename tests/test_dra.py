@@ -211,11 +211,14 @@ def test_claims_of_one_pod_do_not_wait_for_each_other(node: Node) -> None:
         (allocated("0000-05-00-0"), "this node has none such now"),
         (allocated("0000-06-00-0"), "this node has none such now"),
         (allocated("../../etc"), "this node has none such now"),
+        (allocated(FIRST, "../x"), "'../x' is no name of a request"),
+        (allocated(FIRST, "a/b/c"), "'a/b/c' is no name of a request"),
         (allocated(""), "its allocation has device ''"),
         ({"driver": GPU_DRIVER, "request": "gpu", "pool": "node-1"}, "has device None"),
     ],
     ids=[
         *("unknown", "pool", "admin", "unhealthy", "other door", "other driver", "path"),
+        *("path as request", "deep request"),
         *("empty", "missing"),
     ],
 )
@@ -618,7 +621,7 @@ def test_the_error_of_an_agent_that_takes_no_turn_is_told(node: Node) -> None:
     async def bring(_units: frozenset[str]) -> dict[str, Any]:
         raise HostError("cannot take a turn: the agent ends")
 
-    node.turns.bring = bring  # type: ignore[method-assign]
+    node.turns.bring = bring  # type: ignore[method-assign,assignment]
     node.claims.give("one", LENT)
 
     async def main() -> None:

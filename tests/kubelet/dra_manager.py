@@ -235,6 +235,17 @@ class DraManager:
         self._keep()
         return [cdi for info in infos for cdi in self.cdi_ids(info.name)]
 
+    async def retry_pod(self, pod: str, *claims: str, within_s: float = 30) -> list[str]:
+        """Start a pod as kubelet does when its first call met a connection that was broken."""
+        ends_at = time.monotonic() + within_s
+        while True:
+            try:
+                return await self.start_pod(pod, *claims)
+            except PrepareError as error:
+                if "UNAVAILABLE" not in str(error) or time.monotonic() > ends_at:
+                    raise
+            await asyncio.sleep(self._every_s)
+
     def cdi_ids(self, claim: str) -> list[str]:
         """Return the CDI ids of a claim as the container runtime gets them, repeated or not."""
         devices = [d for found in self._infos[claim].devices.values() for d in found]
@@ -346,7 +357,11 @@ class DraManager:
 
     def message(self, driver: str, device: str) -> str:
         """Return what came with it."""
-        return self._health[driver][device].message
+        return self.heard(driver, device).message
+
+    def heard(self, driver: str, device: str) -> Heard:
+        """Return all that came last of the device."""
+        return self._health[driver][device]
 
     async def _hear(self, plugin: Plugin) -> None:
         """Hold the health stream; begin it again when it ends, as 1.36 does every 5 s."""

@@ -6,6 +6,7 @@ or not be a claim of ours at all, so that nothing in it is taken for granted.
 Source: k8s.io/api resource/v1, DeviceRequestAllocationResult and DeviceAllocationConfiguration.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +18,8 @@ from kata_gpu.publish.kubelet.prepared import ClaimName
 
 _RESULTS_MAX: Final = 32
 _TEXT_MAX: Final = 253
+_LABEL: Final = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_REQUEST: Final = re.compile(f"{_LABEL}(?:/{_LABEL})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ def devices(
 
 
 def _device(result: Mapping[str, Any], configs: Sequence[OpaqueConfig]) -> AllocatedDevice:
-    request, device = _text(result, "request"), _text(result, "device")
+    request, device = _request(result), _text(result, "device")
     if result.get("adminAccess"):
         raise KataGpuError(
             f"cannot prepare device {device} with admin access: a VM takes a GPU whole, so that "
@@ -74,6 +77,14 @@ def _device(result: Mapping[str, Any], configs: Sequence[OpaqueConfig]) -> Alloc
         requests=(request,),
         config=claim_config.effective(configs, request),
     )
+
+
+def _request(result: Mapping[str, Any]) -> str:
+    """Return the name of a request, or ``main/sub``: it becomes part of paths."""
+    name = _text(result, "request")
+    if not _REQUEST.fullmatch(name):
+        raise KataGpuError(f"cannot prepare the claim: {name[:80]!r} is no name of a request")
+    return name
 
 
 def _merged(found: Sequence[AllocatedDevice]) -> tuple[AllocatedDevice, ...]:

@@ -46,7 +46,9 @@ class _Seen:
     """The file as it was read last."""
 
     identity: _Identity | None
-    text: str
+    text: str | None
+    """None before the first look: an empty file is another thing."""
+
     claims: Claims
 
 
@@ -60,7 +62,7 @@ class Checkpoint:
         self.path = path
         self._boot_id = boot_id
         self._timeout_s = timeout_s
-        self._seen = _Seen(None, "", _NOTHING)
+        self._seen = _Seen(None, None, _NOTHING)
         self._pending: list[tuple[Change, asyncio.Future[Claims]]] = []
         self._writer: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")

@@ -24,7 +24,7 @@ _CDI_VERSION: Final = "0.5.0"
 _MODE: Final = 0o644  # a workload of any user reads it
 _INSIDE: Final = "/var/run/kubernetes.io/dra-device-attributes"
 _POD_CLAIM: Final = "resource.kubernetes.io/pod-claim-name"
-_REQUEST: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +123,10 @@ class DeviceMetadata:
 
 
 def _requests(prepared: PreparedClaim) -> dict[str, list[PreparedDevice]]:
-    """Return the devices of each request, subrequests under their main one.
-
-    Raises:
-        KataGpuError: a request's name cannot be part of a path.
-    """
+    """Return the devices of each request, subrequests under their main one."""
     found: dict[str, list[PreparedDevice]] = {}
     for device in prepared.devices:
         for base in dict.fromkeys(request.partition("/")[0] for request in device.requests):
-            if not _REQUEST.fullmatch(base):
-                raise KataGpuError(f"cannot write metadata for request {base[:80]!r}: no DNS label")
             found.setdefault(base, []).append(device)
     return found
 
@@ -185,7 +179,7 @@ def _pod_claim(claim: Mapping[str, Any]) -> str | None:
     name = annotations.get(_POD_CLAIM) if isinstance(annotations, Mapping) else None
     if name is None:
         return None
-    if not isinstance(name, str) or not _REQUEST.fullmatch(name):
+    if not isinstance(name, str) or not _LABEL.fullmatch(name):
         raise KataGpuError(f"cannot write metadata for the claim: {_POD_CLAIM} is {name!r:.80}")
     return name
 

@@ -133,8 +133,8 @@ class DraDriver:
             try:
                 await sockets.open()
                 chores = (
-                    asyncio.create_task(sockets.keep(look_every_s=self._settings.look_every_s)),
-                    asyncio.create_task(self._clean(preparer)),
+                    _chore(lambda: sockets.keep(look_every_s=self._settings.look_every_s)),
+                    _chore(lambda: self._clean(preparer)),
                 )
                 yield
             finally:
@@ -178,6 +178,17 @@ class DraDriver:
                 await preparer.reconcile()
             except KataGpuError as error:
                 log.warning("cannot look for claims that are gone: %s", error)
+
+
+def _chore(work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    async def guarded() -> None:
+        try:
+            await work()
+        except Exception:
+            log.exception("a bug: a chore of the DRA driver has ended")
+            raise
+
+    return asyncio.create_task(guarded())
 
 
 def _of_driver(agent: Agent, driver: str) -> dict[str, Device]:

@@ -69,15 +69,22 @@ class _Served:
     identity: tuple[int, int] | None = None
 
     async def open(self) -> None:
-        self.path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
         stack = AsyncExitStack()
-        await stack.enter_async_context(sockets.serve(self.path, *self.services))
+        try:
+            self.path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+            await stack.enter_async_context(sockets.serve(self.path, *self.services))
+        except OSError as error:
+            raise HostError(f"cannot serve on {self.path}: {error.strerror}") from error
         self.stack, self.identity = stack, _identity(self.path)
 
     async def close(self) -> None:
         stack, self.stack = self.stack, None
-        if stack is not None:
+        if stack is None:
+            return
+        try:
             await stack.aclose()
+        except OSError as error:
+            log.warning("cannot remove %s: %s", self.path, error.strerror)
 
     @property
     def is_there(self) -> bool:
@@ -95,13 +102,8 @@ class PluginSockets:
 
     async def open(self) -> None:
         """Serve, the plugin's first; HostError when that cannot be."""
-        try:
-            await self._plugin.open()
-            await self._registration.open()
-        except OSError as error:
-            raise HostError(
-                f"cannot serve on {self._registration.path}: {error.strerror}"
-            ) from error
+        await self._plugin.open()
+        await self._registration.open()
 
     async def close(self) -> None:
         """End, the plugin's first, and remove both."""

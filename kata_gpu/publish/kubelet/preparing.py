@@ -11,7 +11,7 @@ record is removed before they are let go, as the agent brings whatever a record 
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
@@ -133,7 +133,7 @@ class Preparer:
             return done
         if job is None or job.abandoned.is_set():
             abandoned = asyncio.Event()
-            job = _Job(self._start(self._prepare(claim, abandoned)), abandoned)
+            job = _Job(self._start(lambda: self._prepare(claim, abandoned)), abandoned)
             self._jobs[claim.uid] = job
             job.task.add_done_callback(lambda task: self._forget_job(claim.uid, task))
         return await self._wait(job.task, f"preparing claim {claim.uid}")
@@ -147,7 +147,9 @@ class Preparer:
         job = self._jobs.get(claim.uid)
         if job is not None:
             job.abandoned.set()
-        await self._wait(self._start(self._unprepare(claim.uid)), f"unpreparing {claim.uid}")
+        await self._wait(
+            self._start(lambda: self._unprepare(claim.uid)), f"unpreparing {claim.uid}"
+        )
 
     async def reconcile(self) -> None:
         """Unprepare what a dead agent began to prepare for claims that are gone since.
@@ -172,7 +174,7 @@ class Preparer:
 
     # Waiting
 
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _start(self, work: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
         task = asyncio.create_task(_guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -343,11 +345,14 @@ class Preparer:
             if found.is_brought:
                 await self._let_go(found.units)
             else:
-                self._start(self._let_go(found.units))
+                self._start(lambda: self._let_go(found.units))
 
     async def _forget(self, prepared: PreparedClaim) -> None:
         if self._extras is not None:
-            await asyncio.to_thread(self._extras.remove, prepared)
+            try:
+                await asyncio.to_thread(self._extras.remove, prepared)
+            except KataGpuError as error:  # it names this claim's uid, and so nobody's after it
+                log.warning("%s; it is removed at the agent's next start", error)
         await self._checkpoint.update(_removing(prepared))
         self._news.tell()
 
@@ -359,10 +364,10 @@ class Preparer:
             log.warning("cannot give %s back yet: %s", ", ".join(sorted(units)), error)
 
 
-async def _guarded(work: Coroutine[Any, Any, T]) -> T:
+async def _guarded(work: Callable[[], Awaitable[T]]) -> T:
     """Turn what must not happen into an answer, and say where it did."""
     try:
-        return await work
+        return await work()
     except KataGpuError:
         raise
     except Exception as error:
