@@ -212,6 +212,30 @@ def test_a_kubelet_directory_that_is_too_long_is_an_error(tmp_path: Path) -> Non
         asyncio.run(main())
 
 
+# Slices
+
+
+def test_kubelet_wipes_the_slices_at_its_start_and_of_a_driver_that_is_away(node: Node) -> None:
+    now: list[float] = [0]
+    wiped: list[str | None] = []
+
+    async def main() -> None:
+        kubelet = node.kubelet(clock=lambda: now[0], on_wipe=wiped.append)
+        async with kubelet.run():
+            async with node.driver("a").serve():
+                await until(lambda: kubelet.seen_at == {GPU_DRIVER: 0}, "it is connected")
+            await registered(kubelet, plugins=0)
+            now[0] = 29
+            async with node.driver("b").serve():
+                await until(lambda: kubelet.seen_at == {GPU_DRIVER: 29}, "it is connected again")
+            await registered(kubelet, plugins=0)
+            assert wiped == [None]
+            now[0] = 60
+            await until(lambda: wiped == [None, GPU_DRIVER], "it is wiped")
+
+    asyncio.run(main())
+
+
 # Health
 
 
@@ -245,6 +269,28 @@ def test_a_device_that_is_lost_while_a_pod_has_it_is_told_of_and_stays_prepared(
             driver.changed()
             await until(lambda: kubelet.health(GPU_DRIVER, FIRST) == "Healthy", "it is back")
             await kubelet.stop_pod("pod")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_device_that_vanishes_is_unhealthy_and_not_dropped(
+    node: Node, *, is_restarted: bool
+) -> None:
+    async def main() -> None:
+        async with node.running() as (driver, kubelet):
+            await kubelet.start_pod("pod", "one")
+            if is_restarted:
+                del node.turns.devices[FIRST]
+            else:
+                await until(lambda: kubelet.health(GPU_DRIVER, FIRST) == "Healthy", "it is well")
+                del node.turns.devices[FIRST]
+                driver.changed()
+                await until(lambda: kubelet.health(GPU_DRIVER, FIRST) == "Unhealthy", "it is gone")
+        async with node.running() as (_, kubelet):
+            await until(lambda: kubelet.health(GPU_DRIVER, FIRST) == "Unhealthy", "it is gone")
+            assert kubelet.message(GPU_DRIVER, FIRST) == "it is gone from this node"
+            assert kubelet.health(GPU_DRIVER, SECOND) == "Healthy"
 
     asyncio.run(main())
 

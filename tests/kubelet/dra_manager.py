@@ -35,6 +35,7 @@ GET_INFO_S: Final = 1.0
 NOTIFY_S: Final = 5.0
 CALL_S: Final = 45.0
 UNHEARD_S: Final = 30.0
+AWAY_S: Final = 30.0
 _DRA: Final = {"v1.DRAPlugin": dra_v1_pb2, "v1beta1.DRAPlugin": dra_v1beta1_pb2}
 _HEALTH: Final = {
     "v1.DRAResourceHealth": dra_health_v1_pb2,
@@ -109,7 +110,9 @@ class DraManager:
         knows: Iterable[str] = ("v1.DRAPlugin", "v1beta1.DRAPlugin", *_HEALTH),
         every_s: float = 0.02,
         clock: Callable[[], float] = time.monotonic,
+        on_wipe: Callable[[str | None], None] = lambda _driver: None,
     ) -> None:
+        """*on_wipe* deletes the node's ResourceSlices: of one driver, or all at the start."""
         self.root = root
         self.claims = claims
         self.plugins: dict[Path, Plugin] = {}
@@ -120,6 +123,10 @@ class DraManager:
         self._knows = frozenset(knows)
         self._every_s = every_s
         self._clock = clock
+        self._on_wipe = on_wipe
+        self.seen_at: dict[str, float] = {}
+        """When a plugin of each driver was connected last."""
+
         self._health: dict[str, dict[str, Heard]] = {}
         self._sockets: dict[Path, tuple[int, int]] = {}
         self._state = root / "dra_manager_state.json"
@@ -142,7 +149,9 @@ class DraManager:
     async def _watch(self) -> None:
         registry = self.root / "plugins_registry"
         registry.mkdir(parents=True, exist_ok=True)
+        self._on_wipe(None)
         while True:
+            self._wipe()
             found = _sockets(registry)
             for path in [p for p, identity in self._sockets.items() if found.get(p) != identity]:
                 del self._sockets[path]
@@ -153,6 +162,16 @@ class DraManager:
                 if path not in self._sockets and await self._register(path):
                     self._sockets[path] = identity
             await asyncio.sleep(self._every_s)
+
+    def _wipe(self) -> None:
+        """Delete the slices of each driver that nobody has served for a while."""
+        for plugin in self.plugins.values():
+            if plugin.is_connected:
+                self.seen_at[plugin.driver] = self._clock()
+        for driver, seen_at in tuple(self.seen_at.items()):
+            if self._clock() - seen_at > AWAY_S:
+                del self.seen_at[driver]
+                self._on_wipe(driver)
 
     async def _register(self, path: Path) -> bool:
         client = Client(path)

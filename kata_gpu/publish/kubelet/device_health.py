@@ -1,7 +1,8 @@
 """The stream by which kubelet learns whether a driver's devices are well.
 
 Each message is the whole list: on every change, and every 10 s, since kubelet holds a device
-that it has not heard of for a while for unknown. A pod's status shows it; nothing is evicted.
+that it has not heard of for a while for unknown. One that is gone is told of as unhealthy: a pod
+may have it. A pod's status shows it; nothing is evicted.
 
 Source: kubelet's cm/dra healthinfo.go; messages are cut at 1,024 characters there.
 """
@@ -22,9 +23,10 @@ TIMEOUT_S: Final = 30
 """After which kubelet shall hold a device for unknown: three messages missed."""
 
 _MESSAGE_MAX: Final = 1000
+_GONE: Final = "it is gone from this node"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Health:
     device: str
     is_healthy: bool
@@ -38,12 +40,16 @@ class HealthStream:
         self,
         pool: str,
         devices: Callable[[], Mapping[str, Device]],
+        claimed: Callable[[], frozenset[str]],
         news: News,
         *,
         again_s: float = AGAIN_S,
     ) -> None:
+        """*claimed* names the devices that claims have, whether they are there or not."""
         self._pool = pool
         self._devices = devices
+        self._claimed = claimed
+        self._seen: set[str] = set()
         self._news = news
         self._again_s = again_s
 
@@ -63,15 +69,26 @@ class HealthStream:
         due_at = 0.0
         while True:
             change = self._news.next()
-            now = tuple(map(_health, self._devices().values()))
+            now = self._now()
             if now != told or time.monotonic() >= due_at:
                 told, due_at = now, time.monotonic() + self._again_s
                 yield now
             await change.wait(timeout_s=max(0.0, due_at - time.monotonic()))
 
+    def _now(self) -> tuple[_Health, ...]:
+        devices = self._devices()
+        self._seen.update(devices, self._claimed())
+        return tuple(
+            _health(devices[name])
+            if name in devices
+            else _Health(device=name, is_healthy=False, message=_GONE)
+            for name in sorted(self._seen)
+        )
+
 
 def _health(device: Device) -> _Health:
-    return _Health(device.name, device.is_healthy, device.reason[:_MESSAGE_MAX])
+    message = device.reason[:_MESSAGE_MAX]
+    return _Health(device=device.name, is_healthy=device.is_healthy, message=message)
 
 
 def _message(wire: Any, pool: str, healths: Sequence[_Health]) -> Any:

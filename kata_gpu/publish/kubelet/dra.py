@@ -149,6 +149,7 @@ class DraDriver:
         health = HealthStream(
             self._settings.pool,
             self._agent.devices,
+            self._claimed_devices,
             self._news,
             again_s=self._settings.health_again_s,
         )
@@ -156,6 +157,13 @@ class DraDriver:
             *(_service(wire, preparer) for wire in (dra_v1_pb2, dra_v1beta1_pb2)),
             *health.services(),
         )
+
+    def _claimed_devices(self) -> frozenset[str]:
+        try:
+            claims = self.claims()
+        except KataGpuError:  # who prepares is told; health is not worth an end of its stream
+            return frozenset()
+        return frozenset(d.device for claim in claims.values() for d in claim.devices)
 
     def _clear_after_the_dead(self) -> None:
         """Remove the sockets that agents left which were killed."""

@@ -55,7 +55,8 @@ class Agent:
     bring: Callable[[Units], Awaitable[Mapping[str, Device]]]
     """Take a turn that has every claimed unit on VFIO; return the devices after it.
 
-    KataGpuError when one of these units did not get there.
+    The turn begins after the call: one that runs already may not know of the claim. Calls that
+    come together may share one. KataGpuError when one of these units did not get there.
     """
 
     let_go: Callable[[Units], Awaitable[object]]
