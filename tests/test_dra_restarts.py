@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -456,6 +458,57 @@ def test_whenever_an_agent_is_killed_the_next_one_sets_it_right(
         *("before the checkpoint", "after the checkpoint"),
         *("before the checkpoint", "after the checkpoint", "before let go"),
     ]
+
+
+_VICTIM: Final = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, ".")
+from tests.dra_node import Node, Turns, device
+
+async def main(root):
+    node = Node(root, Turns({"0000-03-00-0": device(3, on_claim=True)}))
+    node.claims.give("one", "0000-03-00-0")
+    node.turns.gate.clear()
+    async with node.driver("victim").serve():
+        await asyncio.Event().wait()
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+def test_an_agent_that_is_killed_in_the_middle_is_followed_by_one_that_ends_it(
+    node: Node,
+) -> None:
+    claim = node.named("one")
+
+    async def main() -> None:
+        async with node.kubelet().run() as kubelet:
+            victim = subprocess.Popen([sys.executable, "-c", _VICTIM, str(node.root)])
+            try:
+                await registered(kubelet)
+                starting = asyncio.create_task(kubelet.start_pod("pod", "one"))
+                driver = node.driver("next")
+                await until(lambda: claim.uid in driver.claims(), "it is begun")
+            finally:
+                victim.kill()
+                victim.wait()
+            with pytest.raises(PrepareError):
+                await starting
+            assert len(kubelet.plugins) == 1  # its sockets are still there
+            async with driver.serve():
+                await until(
+                    lambda: (
+                        [p.endpoint.name for p in kubelet.plugins.values()] == ["dra-next.sock"]
+                    ),
+                    "the dead one is forgotten",
+                )
+                assert await kubelet.start_pod("pod", "one") == CDI
+                await kubelet.stop_pod("pod")
+                assert driver.claims() == {}
+
+    asyncio.run(main())
+    assert node.turns.let_go == [UNITS, UNITS]
 
 
 def test_a_second_agent_of_the_same_name_is_refused(node: Node) -> None:

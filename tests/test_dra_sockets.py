@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from kata_gpu.errors import HostError
+from kata_gpu.host.watches import Watches
 from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER
 from kata_gpu.publish.kubelet import plugin_sockets
 from kata_gpu.publish.kubelet.plugin_registration import VERSIONS, Standing
@@ -162,6 +163,31 @@ def test_a_stop_removes_both_sockets_and_kubelet_forgets_the_driver(node: Node) 
 
     asyncio.run(main())
     assert not [path for path in node.root.rglob("*") if path.is_socket()]
+
+
+def test_the_socket_that_is_served_on_is_there_before_the_one_it_is_found_by(node: Node) -> None:
+    paths = plugin_sockets.paths(node.root, GPU_DRIVER, "a")
+
+    async def main() -> None:
+        for folder in (paths.plugin.parent, paths.registration.parent):
+            folder.mkdir(parents=True)
+        with Watches.open() as watches:
+            watches.watch((paths.plugin, paths.registration))
+            async with node.driver().serve():
+                assert changed(watches)[:2] == [
+                    "create dra-a.sock",
+                    f"create {GPU_DRIVER}-a-reg.sock",
+                ]
+            assert changed(watches) == ["delete dra-a.sock", f"delete {GPU_DRIVER}-a-reg.sock"]
+
+    asyncio.run(main())
+
+
+def changed(watches: Watches) -> list[str]:
+    """Return what came and went of sockets, in its order."""
+    told = (hint.text.replace("'", "").split(" ") for hint in watches.drain())
+    found = [(words[0], Path(words[-1]).name) for words in told]
+    return [f"{verb} {name}" for verb, name in found if verb in {"create", "delete"}]
 
 
 def test_two_drivers_of_one_agent_do_not_meet(node: Node) -> None:

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -98,5 +100,39 @@ def test_a_lock_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(HostError, match=r"cannot open the lock .*file/lock"),
         locks.exclusive(tmp_path / "file/lock"),
+    ):
+        pytest.fail("it made a file below a file")
+
+
+def test_a_lock_that_is_freed_in_time_is_had(tmp_path: Path) -> None:
+    with ExitStack() as holder:
+        holder.enter_context(locks.exclusive(tmp_path / "lock"))
+        timer = threading.Timer(0.05, holder.close)
+        timer.start()
+        with locks.exclusive_within(tmp_path / "lock", timeout_s=30):
+            assert locks.is_held(tmp_path / "lock")
+        timer.join()
+    assert not locks.is_held(tmp_path / "lock")
+
+
+def test_who_holds_a_lock_too_long_is_named(tmp_path: Path) -> None:
+    with (
+        locks.exclusive(tmp_path / "lock"),
+        pytest.raises(HeldError, match=rf"within 0.05 s: process {os.getpid()} holds it"),
+        locks.exclusive_within(tmp_path / "lock", timeout_s=0.05),
+    ):
+        pytest.fail("the lock was given twice")
+
+
+def test_to_ask_whether_a_lock_is_held_makes_none(tmp_path: Path) -> None:
+    assert not locks.is_held(tmp_path / "lock")
+    assert not (tmp_path / "lock").exists()
+
+
+def test_an_error_of_the_lock_itself_is_not_waited_out(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(HostError, match="cannot open the lock"),
+        locks.exclusive_within(tmp_path / "file/lock", timeout_s=3600),
     ):
         pytest.fail("it made a file below a file")

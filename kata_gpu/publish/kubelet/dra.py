@@ -9,13 +9,14 @@ Source: k8s.io/kubelet pkg/apis/dra v1 and v1beta1; kubelet's cm/dra manager.go.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from kata_gpu.errors import KataGpuError
+from kata_gpu.errors import HeldError, KataGpuError
 from kata_gpu.host import locks
 from kata_gpu.model.kubernetes import Device, Door
 from kata_gpu.publish.kubelet import device_health, plugin_sockets
@@ -32,6 +33,7 @@ from kata_gpu.publish.kubelet.sockets import Context, Service
 
 log = logging.getLogger(__name__)
 
+_LOCK_S: Final = 1.0  # whoever looks whether we live holds it for a moment
 _ERROR_MAX: Final = 512  # it is the text of an event
 
 
@@ -108,7 +110,7 @@ class DraDriver:
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
-        """Serve kubelet until the block ends; then both sockets are gone.
+        """Serve kubelet, once, until the block ends; then both sockets are gone.
 
         What is being prepared then is left as begun: the next agent undoes it and begins anew.
 
@@ -116,8 +118,11 @@ class DraDriver:
             HeldError: another agent of the same name serves this driver.
             HostError: a socket cannot be made where kubelet looks for it.
         """
-        with locks.exclusive(self._home.lock_of(self._home.agent)):
+        async with AsyncExitStack() as stack:
+            lock = locks.exclusive_within(self._home.lock_of(self._home.agent), _LOCK_S)
+            await asyncio.to_thread(stack.enter_context, lock)
             self._clear_after_the_dead()
+            stack.push_async_callback(self._checkpoint.close)
             preparer = Preparer(
                 self._home,
                 self._checkpoint,
@@ -126,24 +131,16 @@ class DraDriver:
                 patience=self._settings.patience,
                 extras=self._extras,
             )
+            stack.push_async_callback(preparer.close)
             sockets = PluginSockets(
                 self._paths, self._services(preparer), (self._registration.service(),)
             )
-            chores: tuple[asyncio.Task[None], ...] = ()
-            try:
-                await sockets.open()
-                chores = (
-                    _chore(lambda: sockets.keep(look_every_s=self._settings.look_every_s)),
-                    _chore(lambda: self._clean(preparer)),
-                )
-                yield
-            finally:
-                for chore in chores:
-                    chore.cancel()
-                await asyncio.gather(*chores, return_exceptions=True)
-                await sockets.close()
-                await preparer.close()
-                await self._checkpoint.close()
+            stack.push_async_callback(sockets.close)
+            await sockets.open()
+            keep = partial(sockets.keep, look_every_s=self._settings.look_every_s)
+            for work in (keep, partial(self._clean, preparer)):
+                stack.push_async_callback(_end, _chore(work))
+            yield
 
     def _services(self, preparer: Preparer) -> tuple[Service, ...]:
         health = HealthStream(
@@ -167,10 +164,12 @@ class DraDriver:
 
     def _clear_after_the_dead(self) -> None:
         """Remove the sockets that agents left which were killed."""
+        settings = self._settings
         for name in self._home.agents():
+            if name == self._home.agent:
+                continue
             lock = self._home.lock_of(name)
-            if name != self._home.agent and not locks.is_held(lock):
-                settings = self._settings
+            with suppress(HeldError), locks.exclusive(lock):  # held, while it lives
                 plugin_sockets.clear(plugin_sockets.paths(settings.kubelet, settings.driver, name))
                 lock.unlink(missing_ok=True)
         if self._extras is not None:
@@ -197,6 +196,11 @@ def _chore(work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
             raise
 
     return asyncio.create_task(guarded())
+
+
+async def _end(chore: asyncio.Task[None]) -> None:
+    chore.cancel()
+    await asyncio.gather(chore, return_exceptions=True)
 
 
 def _of_driver(agent: Agent, driver: str) -> dict[str, Device]:

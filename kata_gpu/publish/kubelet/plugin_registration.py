@@ -31,7 +31,7 @@ class Standing(StrEnum):
     """What kubelet has said last."""
 
     UNKNOWN = "unknown"
-    """Nothing yet, since the socket was made."""
+    """Nothing yet, since the agent began."""
 
     REGISTERED = "registered"
     REFUSED = "refused"
@@ -69,10 +69,6 @@ class PluginRegistration:
                 "NotifyRegistrationStatus": self._notify_registration_status,
             },
         )
-
-    def reset(self) -> None:
-        """Forget what kubelet said: it has another socket to find."""
-        self.now = Registration()
 
     async def _get_info(self, _request: Any, _context: Context) -> Any:
         return self._info

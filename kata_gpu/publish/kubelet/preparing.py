@@ -13,20 +13,18 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from kata_gpu.errors import HeldError, KataGpuError
 from kata_gpu.host import locks
 from kata_gpu.model.kubernetes import Device, Door
-from kata_gpu.publish.kubelet import allocation
+from kata_gpu.publish.kubelet import allocation, claim_changes
 from kata_gpu.publish.kubelet.allocation import AllocatedDevice
-from kata_gpu.publish.kubelet.checkpoint import Change, Checkpoint
+from kata_gpu.publish.kubelet.checkpoint import Checkpoint
 from kata_gpu.publish.kubelet.news import News
 from kata_gpu.publish.kubelet.prepared import (
     ClaimName,
-    Claims,
     Home,
     PreparedClaim,
     PreparedDevice,
@@ -188,7 +186,7 @@ class Preparer:
             log.warning("%s", error)
 
     async def _wait(self, task: asyncio.Task[T], what: str) -> T:
-        """Return what *task* does; the task goes on when the caller's patience, or he, ends."""
+        """Return what *task* does; it goes on when nobody waits for it any longer."""
         await asyncio.wait({task}, timeout=self._patience.call_s)
         if not task.done():
             raise KataGpuError(
@@ -258,7 +256,7 @@ class Preparer:
             is_brought=is_brought,
             devices=tuple(map(_prepared, wanted, devices)),
         )
-        await self._checkpoint.update(_adding(prepared))
+        await self._checkpoint.update(claim_changes.adding(prepared))
         if is_done:
             log.info("prepared claim %s: %s", claim.uid, _told(prepared))
         return prepared
@@ -296,7 +294,7 @@ class Preparer:
         done = replace(begun, progress=Progress.COMPLETED)
         if self._extras is not None:
             done = await asyncio.to_thread(self._extras.write, done, now, obj)
-        await self._checkpoint.update(_completing(done))
+        await self._checkpoint.update(claim_changes.completing(done))
         log.info("prepared claim %s: %s", done.claim.uid, _told(done))
         return done
 
@@ -354,7 +352,7 @@ class Preparer:
                 await asyncio.to_thread(self._extras.remove, prepared)
             except KataGpuError as error:  # it names this claim's uid, and so nobody's after it
                 log.warning("%s; it is removed at the agent's next start", error)
-        await self._checkpoint.update(_removing(prepared))
+        await self._checkpoint.update(claim_changes.removing(prepared))
         self._news.tell()
 
     async def _let_go(self, units: Units) -> None:
@@ -390,43 +388,3 @@ def _prepared(wanted: AllocatedDevice, device: Device) -> PreparedDevice:
 
 def _told(prepared: PreparedClaim) -> str:
     return ", ".join(device.device for device in prepared.devices)
-
-
-def _adding(prepared: PreparedClaim) -> Change:
-    """Return what records a claim whose devices are nobody else's."""
-
-    def change(claims: Claims) -> Claims:
-        for other in claims.values():
-            taken = other.units & prepared.units
-            if taken and other.claim.uid != prepared.claim.uid:
-                raise HeldError(
-                    f"cannot prepare {', '.join(sorted(taken))}: it is prepared for claim "
-                    f"{other.claim.uid}"
-                )
-        if prepared.claim.uid in claims:
-            raise HeldError("cannot prepare the claim: another agent of this node has begun to")
-        return MappingProxyType({**claims, prepared.claim.uid: prepared})
-
-    return change
-
-
-def _completing(prepared: PreparedClaim) -> Change:
-    def change(claims: Claims) -> Claims:
-        begun = claims.get(prepared.claim.uid)
-        if begun is None or begun.owner != prepared.owner:
-            raise KataGpuError("cannot prepare the claim: another agent took it over meanwhile")
-        return MappingProxyType({**claims, prepared.claim.uid: prepared})
-
-    return change
-
-
-def _removing(prepared: PreparedClaim) -> Change:
-    """Return what removes a claim's record, if it is still the one that is meant."""
-
-    def change(claims: Claims) -> Claims:
-        found = claims.get(prepared.claim.uid)
-        if found is None or found.owner != prepared.owner:
-            return claims
-        return MappingProxyType({u: c for u, c in claims.items() if u != prepared.claim.uid})
-
-    return change
