@@ -281,6 +281,32 @@ def test_what_the_old_agent_prepares_the_new_one_can_unprepare(node: Node) -> No
     asyncio.run(main())
 
 
+def test_a_claim_that_the_new_agent_begins_anew_is_not_the_old_ones_to_complete_or_undo(
+    node: Node,
+) -> None:
+    node.turns.gate.clear()
+    claim = node.named("one")
+
+    async def main() -> None:
+        async with (
+            node.preparer("a") as (old, _),
+            node.preparer("b") as (new, checkpoint),
+        ):
+            first = asyncio.create_task(old.prepare(claim))
+            await until(lambda: node.turns.in_turn == 1, "the old agent binds the device")
+            await new.unprepare(claim)
+            second = asyncio.create_task(new.prepare(claim))
+            await until(lambda: node.turns.in_turn == 2, "the new agent binds it too")
+            node.turns.gate.set()
+            with pytest.raises(KataGpuError, match="another agent took it over"):
+                await first
+            assert await second == checkpoint.claims()[claim.uid]
+            assert checkpoint.claims()[claim.uid].owner == "b"
+            assert node.turns.devices[LENT].is_ready
+
+    asyncio.run(main())
+
+
 def test_two_agents_do_not_give_one_device_to_two_claims(node: Node) -> None:
     node.claims.give("two", LENT)
 

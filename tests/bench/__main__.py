@@ -3,7 +3,19 @@
 import sys
 from collections.abc import Callable
 
-from tests.bench import bind, cdi, faults, imports, inventory, kata, kills, kubelet, lanes, soak
+from tests.bench import (
+    bind,
+    cdi,
+    dra,
+    faults,
+    imports,
+    inventory,
+    kata,
+    kills,
+    kubelet,
+    lanes,
+    soak,
+)
 
 _BENCHMARKS: dict[str, Callable[..., None]] = {
     "inventory": inventory.main,
@@ -11,6 +23,7 @@ _BENCHMARKS: dict[str, Callable[..., None]] = {
     "kata": kata.main,
     "bind": bind.main,
     "cdi": cdi.main,
+    "dra": dra.main,
     "kills": kills.main,
     "kubelet": kubelet.main,
     "soak": soak.main,

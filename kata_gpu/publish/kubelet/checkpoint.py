@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Final
 from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import files, locks
 from kata_gpu.publish.kubelet import checkpoint_form
-from kata_gpu.publish.kubelet.prepared import Claims
+from kata_gpu.publish.kubelet.prepared import Claims, PreparedClaim
 
 LOCK_TIMEOUT_S: Final = 5.0
 _MODE: Final = 0o600
@@ -132,20 +132,14 @@ class Checkpoint:
                 before = self._look(_identity(self.path))
                 after, results = _apply(before, changes)
                 if after != before:
-                    self._write(after)
+                    self._write(after, before)
         except KataGpuError as error:
             return [error] * len(changes)
         return results
 
-    def _write(self, claims: Claims) -> None:
-        body = checkpoint_form.body(claims, boot_id=self._boot_id)
-        _require_readable(body)
-        document = {
-            "schema": checkpoint_form.SCHEMA,
-            "sha256": _checksum(body),
-            "checkpoint": body,
-        }
-        text = json.dumps(document, ensure_ascii=False) + "\n"
+    def _write(self, claims: Claims, before: Claims) -> None:
+        _require_readable([c for uid, c in claims.items() if before.get(uid) != c])
+        text = _text_of(checkpoint_form.body(claims, boot_id=self._boot_id))
         files.replace(self.path, text, staging=self.path.parent, mode=_MODE)
         self._seen = _Seen(_identity(self.path), text, claims)
 
@@ -204,13 +198,28 @@ def _text(path: Path) -> str | None:
         raise CheckpointError(f"cannot trust the checkpoint: {error}; {_REMEDY}") from error
 
 
-def _require_readable(body: Mapping[str, Any]) -> None:
-    """Raise HostError for a checkpoint that we would refuse to read: nothing could be prepared."""
+def _require_readable(claims: Iterable[PreparedClaim]) -> None:
+    """Raise HostError for claims that we would refuse to read: nothing could be prepared then."""
     try:
-        checkpoint_form.claims(body)
+        checkpoint_form.require_readable(claims)
     except ValueError as error:
         raise HostError(f"cannot note it in the checkpoint: {error}") from error
 
 
+def _text_of(body: Mapping[str, Any]) -> str:
+    plain = _plain(body)
+    head = f'"schema": {checkpoint_form.SCHEMA}, "sha256": "{_sha256(plain)}"'
+    return f'{{{head}, "checkpoint": {plain}}}\n'
+
+
 def _checksum(body: Any) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return _sha256(_plain(body))
+
+
+def _plain(body: Any) -> str:
+    """Return the one text that stands for *body*."""
+    return json.dumps(body, sort_keys=True)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

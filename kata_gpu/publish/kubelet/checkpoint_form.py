@@ -1,6 +1,6 @@
 """The checkpoint as JSON's own types, and back; every value is checked on its way in."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from kata_gpu.publish.kubelet.prepared import (
@@ -28,6 +28,12 @@ def claims(body: Mapping[str, Any]) -> Claims:
     if len(by_uid) != len(found):
         raise ValueError("a claim is in it twice")
     return by_uid
+
+
+def require_readable(claims: Iterable[PreparedClaim]) -> None:
+    """Raise ValueError for what would be refused when it is read again."""
+    for prepared in claims:
+        _read(_written(prepared))
 
 
 def _written(prepared: PreparedClaim) -> dict[str, Any]:
