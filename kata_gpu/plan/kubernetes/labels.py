@@ -67,7 +67,7 @@ def _is_wired(state: NodeState, blueprint: Blueprint, names: Iterable[str]) -> b
     return not blueprint.handlers or bool(sound & set(names))
 
 
-def _word(value: bool) -> str:  # noqa: FBT001 - that is all it is about
+def _word(value: bool) -> str:
     return "true" if value else "false"
 
 

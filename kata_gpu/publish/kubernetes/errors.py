@@ -61,7 +61,7 @@ def refusal(what: str, status: int, raw: bytes, retry_after: str | None = None) 
         kind = TooManyRequestsError if kind is ApiError else kind
     elif kind is TooManyRequestsError:
         retry_after_s = _RETRY_S
-    hint = "; see configs/kubernetes for the role it needs" if status in {401, 403} else ""
+    hint = "; the agent's ClusterRole must allow it" if status in {401, 403} else ""
     message = f"cannot {what}: {status}: {text_of(raw)}{hint}"
     return kind(message, status=status, retry_after_s=retry_after_s)
 

@@ -141,6 +141,7 @@ class EventPublisher:
 
     async def run(self) -> None:
         """Tell until cancelled."""
+        await asyncio.sleep(self._pacing.start_delay_s())
         while True:
             self._wake.clear()
             try:

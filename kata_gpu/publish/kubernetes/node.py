@@ -1,7 +1,7 @@
-"""Writes this node's labels, when they change: to a file that node-feature-discovery reads, or
-to the Node by server-side apply, where they are beside everybody else's.
+"""Writes this node's labels when they change: to a file, or to the Node.
 
-The file needs no rights on nodes, which are rights on every node of the cluster.
+The file is for node-feature-discovery, and needs no rights on nodes, which are rights on every
+node of the cluster. On the Node, server-side apply leaves everybody else's labels alone.
 
 Source: node-feature-discovery, feature files: ``key=value`` lines; files whose names begin
 with a dot are passed over.
@@ -9,9 +9,9 @@ with a dot are passed over.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from kata_gpu.errors import KataGpuError
 from kata_gpu.host import files
@@ -24,7 +24,7 @@ MANAGER: Final = "kata-gpu"
 FEATURE_FILE: Final = "kata-gpu"
 
 Labels = Mapping[str, str]
-Write = Callable[[Labels], Awaitable[None]]
+Write = Callable[[Labels], Coroutine[Any, Any, None]]
 
 
 def to_node(client: KubernetesClient, node: str) -> Write:
