@@ -10,6 +10,7 @@ from kata_gpu.model.kubernetes import GPU_DRIVER
 from kata_gpu.model.pci import PciAddress
 from tests.cluster import ON_CLAIM, RESOURCE, THROUGH_DRA, Cluster, cluster, until
 from tests.kernel import nodes
+from tests.kubelet.claims import POOL
 from tests.kubelet.device_manager import AdmissionError
 from tests.kubelet.dra_manager import PrepareError
 from tests.kubelet.pod_resources import claim, container
@@ -199,6 +200,56 @@ def test_a_bind_that_fails_is_said_to_the_pod_and_undone(on_claim: Cluster) -> N
         assert driver(on_claim) == "nvidia"
 
     on_claim.run(script)
+
+
+# The API server
+
+
+def labels(node: Cluster) -> dict[str, str]:
+    (found,) = node.api.objects("Node")
+    return dict(found["metadata"]["labels"])
+
+
+def test_the_node_is_labelled_and_a_failure_is_an_event(by_dra: Cluster) -> None:
+    async def script(agent: Agent) -> None:
+        await until(lambda: labels(by_dra).get("kata-gpu.io/ready") == "true", "the label")
+        assert labels(by_dra)["kata-gpu.io/blueprint"] == "2026.1"
+        assert by_dra.api.objects("Event") == []
+        by_dra.kernel.deaf.add("vfio-pci")
+        by_dra.kernel.write("bus/pci/drivers/vfio-pci/unbind", nodes.GPU)
+        agent.events.tell()
+        await until(lambda: by_dra.api.objects("Event"), "the Event")
+        (event,) = by_dra.api.objects("Event")
+        assert event["reason"] == "UnitFailed"
+        assert nodes.GPU in event["note"]
+        await until(lambda: labels(by_dra)["kata-gpu.io/ready"] == "false", "the other label")
+
+    by_dra.run(script)
+
+
+def test_while_nothing_changes_nothing_is_written(by_dra: Cluster) -> None:
+    async def script(agent: Agent) -> None:
+        await until(lambda: DEVICE in by_dra.devices(), "the ResourceSlice")
+        await until(lambda: "kata-gpu.io/ready" in labels(by_dra), "the label")
+        written = [(r.method, r.path) for r in by_dra.api.writes]
+        for _ in range(20):
+            number = (await agent.status())["pass_number"]
+            agent.events.tell()
+            await agent.turn(number + 1)
+        assert [(r.method, r.path) for r in by_dra.api.writes] == written
+        assert sorted(method for method, _ in written) == ["PATCH", "POST"]
+
+    by_dra.run(script)
+
+
+def test_a_slice_is_the_nodes_own(by_dra: Cluster) -> None:
+    async def script(_agent: Agent) -> None:
+        await until(lambda: DEVICE in by_dra.devices(), "the ResourceSlice")
+        (found,) = by_dra.slices()
+        assert found["spec"]["nodeName"] == POOL
+        assert found["metadata"]["ownerReferences"][0]["name"] == POOL
+
+    by_dra.run(script)
 
 
 def test_without_its_api_server_a_node_serves_kubelet_all_the_same(by_plugin: Cluster) -> None:

@@ -301,18 +301,21 @@ class _Daemon:
     def _turned(self, turn: Turn, state: NodeState) -> "Turned":
         from kata_gpu.agent.kubernetes import Turned  # noqa: PLC0415 - as above
         from kata_gpu.plan import kubernetes  # noqa: PLC0415
+        from kata_gpu.plan.kubernetes import labels  # noqa: PLC0415
 
+        devices = kubernetes.devices(
+            self._blueprint,
+            turn.inventory,
+            self._ledger,
+            state.units,
+            cdi_directory=self._settings.cdi_directory,
+        )
         return Turned(
             blueprint=self._blueprint,
             state=state,
-            devices=kubernetes.devices(
-                self._blueprint,
-                turn.inventory,
-                self._ledger,
-                state.units,
-                cdi_directory=self._settings.cdi_directory,
-            ),
+            devices=devices,
             groups=turn.inventory.by_group(),
+            labels=labels.labels(state, self._blueprint, turn.inventory.by_address(), devices),
         )
 
     @property

@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from kata_gpu import __version__
 from kata_gpu.agent import asking
 from kata_gpu.discover import standing
 from kata_gpu.errors import HostError, KataGpuError
-from kata_gpu.host import Host, procfs
+from kata_gpu.host import Host, boot
 from kata_gpu.host.detour import Guardian
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.iommu import IommuGroup
@@ -35,10 +34,12 @@ from kata_gpu.publish.kubelet.dra import DraDriver, DriverSettings
 from kata_gpu.publish.kubelet.kata_devices import Ours
 from kata_gpu.publish.kubelet.pod_resources import Proxy
 from kata_gpu.publish.kubelet.preparing import Agent
-from kata_gpu.publish.kubelet.registration import Pace
+from kata_gpu.publish.kubelet.registration import Pace, new_suffix
 from kata_gpu.publish.kubernetes import client
 from kata_gpu.publish.kubernetes.client import KubernetesClient
 from kata_gpu.publish.kubernetes.errors import NotFoundError
+from kata_gpu.publish.kubernetes.events import EventPublisher, happenings
+from kata_gpu.publish.kubernetes.node import LabelPublisher, Write, to_feature_file, to_node
 from kata_gpu.publish.kubernetes.pacing import Pacing
 from kata_gpu.publish.kubernetes.resource_slices import SlicePublisher, SliceRules
 from kata_gpu.settings.agent import Kubernetes
@@ -64,6 +65,8 @@ class Turned:
     state: NodeState
     devices: tuple[Device, ...] = ()
     groups: Mapping[int, IommuGroup]
+    labels: Mapping[str, str]
+    """Of the Node, by key."""
 
 
 class Publishing:
@@ -85,6 +88,7 @@ class Publishing:
         self._guardian = guardian
         self._pacing = Pacing(start_spread_s=kubernetes.start_spread_s)
         self._node = node_name(kubernetes)
+        self._suffix = new_suffix()
         self._agent = os.environ.get("POD_UID") or secrets.token_hex(8)
         self._drivers = {name: self._driver(name) for name in _DRIVERS}
         self._turned: Turned | None = None
@@ -93,6 +97,11 @@ class Publishing:
         self._proxy: Proxy | None = None
         self._kata_was_led = asyncio.Event()
         self._client: KubernetesClient | None = None
+        self._labels: LabelPublisher | None = None
+        self._events: EventPublisher | None = None
+        self._told: NodeState | None = None
+        """What the latest Events were about; None before any."""
+
         self._publishers: dict[str, SlicePublisher] = {}
         self._chores: dict[str, asyncio.Task[None]] = {}
         self._troubles: dict[str, str] = {}
@@ -131,6 +140,9 @@ class Publishing:
                 await self._kata_was_led.wait()
             plugins = device_plugins.running(self._plugin, Pace(poll_s=_POLL_S))
             self._plugins = await stack.enter_async_context(plugins)
+            directory = self._kubernetes.features_directory
+            if directory is not None:
+                self._label(to_feature_file(self._host.path(directory)))
             self._tell(self._plugins)
             if self._kubernetes.api:
                 self._begin("API server", self._speak_to_server)
@@ -167,6 +179,9 @@ class Publishing:
         for name, publisher in self._publishers.items():
             if publisher.trouble is not None:
                 found[f"slices of {name}"] = publisher.trouble
+        for what, part in (("labels", self._labels), ("events", self._events)):
+            if part is not None and part.trouble is not None:
+                found[what] = part.trouble
         return found
 
     def _tell(self, plugins: DevicePlugins) -> None:
@@ -182,8 +197,16 @@ class Publishing:
             driver.changed()
         for publisher in self._publishers.values():
             publisher.update(devices)
+        self._tell_of_the_node(self._turned)
         if self._proxy is not None and self._guardian is not None:
             asking.hold(self._guardian)
+
+    def _tell_of_the_node(self, turned: Turned) -> None:
+        if self._labels is not None:
+            self._labels.update(turned.labels)
+        if self._events is not None:
+            self._events.report(happenings(self._told, turned.state))
+            self._told = turned.state
 
     def _wanted(self, blueprint: Blueprint, devices: Iterable[Device]) -> Iterable[str]:
         """Return the drivers that have, or may come to have, something to do."""
@@ -207,7 +230,7 @@ class Publishing:
         return DevicePlugin(
             resource,
             self._host.path(self._kubernetes.kubelet_directory),
-            f"{time.time_ns():016x}",  # those of later agents sort last
+            self._suffix,
             verify=self._verify,
             prefer=preference.prefer,
         )
@@ -218,7 +241,7 @@ class Publishing:
             pool=self._node,
             agent=self._agent,
             kubelet=self._host.path(self._kubernetes.kubelet_directory),
-            boot_id=procfs.boot_id(self._host.path("/proc")),
+            boot_id=boot.identity(self._host),
         )
         agent = Agent(
             get_claim=self._claim,
@@ -233,6 +256,10 @@ class Publishing:
             publisher = SlicePublisher(api, name, self._node, _RULES, self._pacing)
             self._publishers[name] = publisher
             self._begin(f"slices of {name}", publisher.run)
+
+    def _label(self, write: Write) -> None:
+        self._labels = LabelPublisher(write, self._pacing)
+        self._begin("labels", self._labels.run)
 
     async def _drive(self, driver: DraDriver) -> None:
         async with driver.serve():
@@ -252,6 +279,11 @@ class Publishing:
         agent = f"kata-gpu/{__version__}"
         async with client.connected(self._kubernetes.kubeconfig, agent=agent) as connected:
             self._client = connected
+            if self._labels is None:
+                self._label(to_node(connected, self._node))
+            if self._events is None:
+                self._events = EventPublisher(connected, self._node, self._pacing)
+                self._begin("events", self._events.run)
             if self._plugins is not None:
                 self._tell(self._plugins)
             try:

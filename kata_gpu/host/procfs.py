@@ -46,9 +46,6 @@ _AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_TYPE: Final = 1
 
 
-_BOOT_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
 class _Statx(ctypes.Structure):
     _fields_ = (
         ("before_mode", ctypes.c_uint8 * 28),
@@ -255,19 +252,3 @@ def _text(path: Path) -> str:
 def _uid(status: str) -> int | None:
     match = _UID.search(status)
     return None if match is None else int(match[1])
-
-
-def boot_id(proc: Path) -> str:
-    """Return what tells this boot of the host from every other, a random UUID.
-
-    Raises:
-        HostError: the kernel does not say it.
-    """
-    path = proc / "sys/kernel/random/boot_id"
-    try:
-        found = path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}") from error
-    if not _BOOT_ID.fullmatch(found):
-        raise HostError(f"cannot read {path}: {found[:40]!r} is no UUID")
-    return found

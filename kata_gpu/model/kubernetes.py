@@ -96,6 +96,9 @@ class Device:
     is_ready: bool
     """Whether it is on VFIO and in the CDI spec; one that is bound on claim is healthy before."""
 
+    is_in_use: bool = False
+    """Whether a VM has it now; before its claim is prepared, that is an earlier pod's."""
+
     on_claim: bool = False
     """Whether it leaves VFIO when no claim has it: that it is ready says nothing of later."""
 

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
-from kata_gpu.model.kubernetes import Device, Door, Effect, Taint, driver_of
+from kata_gpu.model.kubernetes import BindWhen, Device, Door, Effect, Taint, driver_of
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.report import UnitStatus
@@ -112,6 +112,8 @@ def _member(
         units=(unit.id,),
         is_healthy=unit.state in _HEALTHY,
         is_ready=is_ready,
+        is_in_use=unit.state is UnitState.IN_USE,
+        on_claim=pool.bind is BindWhen.ON_CLAIM,
         reason=unit.reason,
         nodes=unit.nodes if is_ready else (),
         numa_node=primary.numa_node,
@@ -211,6 +213,8 @@ def _bundle(pool: Pool, name: str, members: Sequence[_Member]) -> Device:
         is_bundle=True,
         is_healthy=not lacking and all(part.is_healthy for part in parts),
         is_ready=is_ready,
+        is_in_use=any(part.is_in_use for part in parts),
+        on_claim=pool.bind is BindWhen.ON_CLAIM,
         reason=_reason(pool, parts),
         nodes=tuple(node for part in parts for node in part.nodes) if is_ready else (),
         numa_node=_shared(part.numa_node for part in parts),

@@ -273,6 +273,10 @@ class Preparer:
             raise KataGpuError(f"cannot prepare device {device.name}: {objection}")
         if not device.is_healthy:
             raise _NotYetError(f"cannot prepare device {device.name}: {device.reason}")
+        if device.is_in_use:
+            raise _NotYetError(
+                f"cannot prepare device {device.name}: an earlier VM has it still: {device.reason}"
+            )
         return device
 
     def _is_ours(self, device: Device) -> bool:
