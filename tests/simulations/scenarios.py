@@ -432,6 +432,18 @@ def what_kai_counts_as_a_gpu() -> list[Tree]:
 
 
 @scenario
+def kai_on_a_node_with_both_kinds_of_gpus() -> list[Tree]:
+    """KAI gives no device-plugin GPU where GPUs are in ResourceSlices; the scheduler does."""
+    wanted = {"nvidia.com/gpu": 1}
+    return [
+        node("n1", {"nvidia.com/gpu": "2", "pods": "100"}),
+        slice_("n1", gpus(1)),
+        pod("by-kai", resources=wanted, metadata=kai("team-a"), **KAI),
+        pod("by-default", resources=wanted),
+    ]
+
+
+@scenario
 def kai_and_shared_claims() -> list[Tree]:
     """A claim for GPUs that is of no template needs the queue's label itself."""
     return [
