@@ -1,6 +1,7 @@
 """Claims and devices: the search against every combination there is, and at its bounds."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations, product
 from typing import Final
@@ -241,6 +242,150 @@ def test_the_first_combination_that_holds_is_found_and_none_when_there_is_none(
     if expected is None:
         assert isinstance(outcome, Refused)
         assert outcome.requests
+    else:
+        assert names(outcome) == expected
+
+
+# Against the allocator's own way, which tries one device after another
+
+
+class AbortError(Exception):
+    """A selector that fails to evaluate."""
+
+
+PLAIN: Final = f"device.attributes['{DRIVER}'].side == 'left'"
+
+
+class Naive:
+    """The allocator without any shortcut: nothing is evaluated before its turn."""
+
+    def __init__(
+        self,
+        asked: Sequence[Claim],
+        devices: Sequence[Device],
+        taken: Mapping[DeviceId, str],
+        capacity: Fraction,
+    ) -> None:
+        self.asked = asked
+        self.devices = devices
+        self.taken = taken
+        self.capacity = capacity
+        self.slots = [(n, each) for n, one in enumerate(asked) for each in one.requests]
+        self.picks: list[tuple[int, Choice, Device]] = []
+
+    def answer(self) -> list[str] | None:
+        for _, each in self.slots:
+            for wanted in each.choices:
+                if wanted.is_all:
+                    [self.selects(wanted, found) for found in self.devices]
+        return [found.id.name for _, _, found in self.picks] if self.slot(0) else None
+
+    def selects(self, wanted: Choice, found: Device) -> bool:
+        value = found.attributes.get(ATTRIBUTE)
+        if wanted.class_name == "left" and value != "left":
+            return False
+        if PLAIN in wanted.selectors and value is None:
+            raise AbortError
+        return not wanted.selectors or value == "left"
+
+    def slot(self, number: int) -> bool:
+        if number == len(self.slots):
+            return True
+        owner, each = self.slots[number]
+        for wanted in each.choices:
+            if wanted.is_all:
+                places = [n for n, d in enumerate(self.devices) if self.selects(wanted, d)]
+                if places and self.take_all(number, owner, wanted, places):
+                    return True
+            elif self.take(number, owner, wanted, wanted.count, 0):
+                return True
+        return False
+
+    def take(self, number: int, owner: int, wanted: Choice, left: int, start: int) -> bool:
+        if not left:
+            return self.slot(number + 1)
+        for place in range(start, len(self.devices)):
+            found = self.devices[place]
+            if self.in_use(found) or not self.selects(wanted, found):
+                continue
+            if self.add(owner, wanted, found):
+                if self.take(number, owner, wanted, left - 1, place + 1):
+                    return True
+                self.picks.pop()
+        return False
+
+    def take_all(self, number: int, owner: int, wanted: Choice, places: list[int]) -> bool:
+        if not places:
+            return self.slot(number + 1)
+        found = self.devices[places[0]]
+        if self.in_use(found) or not self.add(owner, wanted, found):
+            return False
+        if self.take_all(number, owner, wanted, places[1:]):
+            return True
+        self.picks.pop()
+        return False
+
+    def in_use(self, found: Device) -> bool:
+        return found.id in self.taken or any(d.id == found.id for _, _, d in self.picks)
+
+    def add(self, owner: int, wanted: Choice, found: Device) -> bool:
+        self.picks.append((owner, wanted, found))
+        mine = [(w, d) for n, w, d in self.picks if n == owner]
+        chosen = {d.id for _, _, d in self.picks}
+        used = sum(
+            (
+                d.counts.get(COUNTER, Fraction(0))
+                for d in self.devices
+                if d.id in chosen or d.id in self.taken
+            ),
+            Fraction(0),
+        )
+        limits = [c for c in self.asked[owner].constraints if c.is_about(wanted)]
+        fine = (
+            (not found.taints or bool(wanted.tolerations))
+            and (not found.counts or used <= self.capacity)
+            and all(holds(limit, mine) for limit in limits)
+        )
+        if not fine:
+            self.picks.pop()
+        return fine
+
+
+def with_plain_selectors(one: Claim) -> Claim:
+    """Return a claim whose selectors fail on a device without the attribute."""
+    requests = tuple(
+        replace(
+            each,
+            choices=tuple(
+                replace(wanted, selectors=(PLAIN,)) if wanted.selectors else wanted
+                for wanted in each.choices
+            ),
+        )
+        for each in one.requests
+    )
+    return replace(one, requests=requests)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    devices=device_lists(),
+    asked=st.lists(st.sampled_from("ab").flatmap(claims), min_size=1, max_size=2),
+    is_one_taken=st.booleans(),
+    capacity=st.integers(1, 4),
+)
+def test_a_selector_that_fails_ends_it_exactly_where_the_allocator_would_come_to_it(
+    devices: list[Device], asked: list[Claim], is_one_taken: bool, capacity: int
+) -> None:
+    asked = [with_plain_selectors(one) for one in asked]
+    taken = {devices[0].id: "somebody"} if is_one_taken else {}
+    outcome = allocate(ground(devices, taken, {COUNTER: Fraction(capacity)}), asked)
+    try:
+        expected = Naive(asked, devices, taken, Fraction(capacity)).answer()
+    except AbortError:
+        assert isinstance(outcome, Aborted)
+        return
+    if expected is None:
+        assert isinstance(outcome, Refused)
     else:
         assert names(outcome) == expected
 

@@ -1,0 +1,1 @@
+"""Scenarios that are simulated, each beside the text that was reviewed."""

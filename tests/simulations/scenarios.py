@@ -345,6 +345,40 @@ def gang_of_small_and_large() -> list[Tree]:
 
 
 @scenario
+def gang_whose_members_are_in_each_others_way() -> list[Tree]:
+    """Whether another node for the first leaves room for the last is undecided."""
+    member: Any = {**KAI, "metadata": kai("team-a", "mixed")}
+    return [
+        node("n1", labels={"left": "yes", "right": "yes"}),
+        node("n2", labels={"right": "yes"}),
+        node("n3", labels={"left": "yes"}),
+        *(slice_(f"n{number}", gpus(1)) for number in (1, 2, 3)),
+        class_(),
+        template("one", exactly()),
+        gang("mixed", 3),
+        pod("left", "one", nodeSelector={"left": "yes"}, **member),
+        *(pod(f"right-{n}", "one", nodeSelector={"right": "yes"}, **member) for n in (0, 1)),
+    ]
+
+
+@scenario
+def gang_with_a_member_for_one_node() -> list[Tree]:
+    """In their order they would not fit; with that member first they do."""
+    member: Any = {**KAI, "metadata": kai("team-a", "mixed")}
+    return [
+        node("n1", labels={"zone": "a"}),
+        node("n2"),
+        slice_("n1", gpus(1)),
+        slice_("n2", gpus(1)),
+        class_(),
+        template("one", exactly()),
+        gang("mixed", 2),
+        pod("anywhere", "one", **member),
+        pod("in-a", "one", nodeSelector={"zone": "a"}, **member),
+    ]
+
+
+@scenario
 def gang_with_a_subgroup() -> list[Tree]:
     """A subgroup has a minimum of its own, and those that it needs come first."""
     return [
@@ -394,6 +428,18 @@ def what_kai_counts_as_a_gpu() -> list[Tree]:
         pod("c", "switch", metadata=kai("switches"), **KAI),
         pod("d", resources={"nvidia.com/pgpu": 2}, metadata=kai("pgpu"), **KAI),
         pod("e", resources={"nvidia.com/gpu": 2}, metadata=kai("plain"), **KAI),
+    ]
+
+
+@scenario
+def kai_on_a_node_with_both_kinds_of_gpus() -> list[Tree]:
+    """KAI gives no device-plugin GPU where GPUs are in ResourceSlices; the scheduler does."""
+    wanted = {"nvidia.com/gpu": 1}
+    return [
+        node("n1", {"nvidia.com/gpu": "2", "pods": "100"}),
+        slice_("n1", gpus(1)),
+        pod("by-kai", resources=wanted, metadata=kai("team-a"), **KAI),
+        pod("by-default", resources=wanted),
     ]
 
 

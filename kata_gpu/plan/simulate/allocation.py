@@ -246,9 +246,19 @@ class _Search:
         slot = self.slots[number]
         key = (slot.number, choice.name, place)
         pool, device = self.places[place]
+        chosen = self._chosen_for(device)  # before selectors, which may not be evaluated then
+        if chosen is not None:
+            return chosen
         if key not in self.still:
             self.still[key] = self._unfit_ever(choice, pool, device)
         return self.still[key] or self._unfit_now(slot, choice, pool, device)
+
+    def _chosen_for(self, device: Device) -> Reason | None:
+        for pick in self.picks:
+            if pick.device.id == device.id:
+                text = f"chosen for request {pick.choice.name} of {pick.given.claim}"
+                return Reason(condition=Condition.ALLOCATED, text=text)
+        return None
 
     def _unfit_ever(self, choice: Choice, pool: Pool, device: Device) -> Reason | CelFailure | None:
         if pool.fault is not None:
@@ -277,12 +287,6 @@ class _Search:
         return None
 
     def _unfit_now(self, slot: _Slot, choice: Choice, pool: Pool, device: Device) -> Reason | None:
-        for pick in self.picks:
-            if pick.device.id == device.id:
-                return Reason(
-                    condition=Condition.ALLOCATED,
-                    text=f"chosen for request {pick.choice.name} of {pick.given.claim}",
-                )
         for constraint in slot.claim.constraints:
             if constraint.is_about(choice):
                 reason = conditions.breaks(constraint, device, self._bound(slot, constraint))

@@ -2,8 +2,11 @@
 
 The order is that of the files. Of several nodes the scheduler takes the one that it likes best,
 and here the first by name is taken: where that decides whether a later pod fits, another order
-may come out otherwise. A gang that does not fit is tried again: with those that ask for most
-first, and with those that its subgroups need.
+may come out otherwise. A selector that fails to evaluate on one node ends it for every node, as
+in a cluster of up to 100 nodes; of a larger one the scheduler may not look at that node.
+
+A gang that does not fit is tried again: with those first that ask for most, that its subgroups
+need, and that have fewest nodes to choose from.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +14,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Final
 
-from kata_gpu.plan.simulate import allocation, fitting, queues
+from kata_gpu.plan.simulate import allocation, fitting, gangs, queues, telling
 from kata_gpu.plan.simulate.answer import (
     Answer,
     Given,
@@ -38,6 +41,9 @@ STEPS_MAX: Final = 2_000_000
 """Devices that are tried in all; what is left then is undecided."""
 
 _ZERO: Final = Fraction(0)
+_KNOWN_MAX: Final = 200_000
+
+_Found = tuple[Given, ...] | NodeRefusal | Aborted
 
 
 def simulate(scenario: Scenario) -> Answer:
@@ -53,12 +59,14 @@ class _Simulation:
         self._budget = Budget(STEPS_MAX)
         self._refusals: dict[NodeRefusal, NodeRefusal] = {}
         self._running: dict[str, list[Pod]] = {}
-        self._known: dict[tuple[str, int, str], tuple[Given, ...] | NodeRefusal | Aborted] = {}
+        self._known: dict[tuple[str, str], tuple[int, _Found]] = {}
+        """What was found out of a node for a pod like that, and how old the node was then."""
+
+        self._unlabelled: dict[str, None] = {}
         self._notes: dict[str, None] = dict.fromkeys(scenario.notes)
 
     def answer(self) -> Answer:
         """Place what has no node, beside what has."""
-        self._note_unknown_labels()
         for pod in self._scenario.pods:
             if pod.node is not None:
                 self._settle(pod)
@@ -75,16 +83,20 @@ class _Simulation:
             pods=tuple(_told_once(found[pod.name] for pod in waiting)),
             groups=tuple(groups),
             queues=tuple(self._queues(waiting)),
-            notes=tuple(self._notes),
+            notes=(*self._notes, *self._of_labels()),
         )
 
-    def _note_unknown_labels(self) -> None:
+    def _of_labels(self) -> Iterable[str]:
+        """Yield what labels that are not known leave open."""
         unknown = [node.name for node in self._world.nodes if node.labels is None]
         chosen = [s.name for s in self._scenario.slices if s.where is not None and s.where.terms]
+        if self._unlabelled:
+            names = telling.names(list(self._unlabelled))
+            yield f"labels are not known of {names}: no node selector excludes them"
         if unknown and chosen:
-            self._note(
-                f"slice {chosen[0]} is for nodes by their labels, and those of {unknown[0]} are "
-                "not known: it has none of its devices here"
+            yield (
+                f"{telling.names(chosen)}: for nodes by their labels, which are not known of "
+                f"{telling.names(unknown)}: those have none of the devices here"
             )
 
     def _units(self, waiting: Iterable[Pod]) -> list[tuple[PodGroup | None, list[Pod]]]:
@@ -121,17 +133,54 @@ class _Simulation:
         before = self._world.state.copy()
         best: list[PodAnswer] = []
         reason: str | None = None
-        for order in (pods, sorted(pods, key=_size, reverse=True), _needed_first(group, pods)):
+        for order in (
+            pods,
+            sorted(pods, key=gangs.size, reverse=True),
+            gangs.needed_first(group, pods),
+            sorted(pods, key=self._ways),
+        ):
             answers = [self._place(pod) for pod in order]
-            short = _short(group, order, answers, running)
+            short = gangs.short(group, order, answers, running)
             if short is None:
-                return self._gang_answer(group, pods, _placed(answers), None), answers
-            if not best or _placed(answers) > _placed(best):
+                return self._gang_answer(group, pods, gangs.placed(answers), None), answers
+            if not best or gangs.placed(answers) > gangs.placed(best):
                 best, reason = answers, short
             self._world.state = before.copy()
         undecided = any(answer.verdict is Verdict.UNDECIDED for answer in best)
-        told = self._gang_answer(group, pods, _placed(best), reason, is_undecided=undecided)
-        return told, [_taken_back(answer, group, reason or "") for answer in best]
+        if not undecided and self._could_fit(group, pods):
+            undecided, reason = True, f"{reason}; not every way to share out the nodes was tried"
+        self._world.state = before
+        told = self._gang_answer(group, pods, gangs.placed(best), reason, is_undecided=undecided)
+        return told, [gangs.taken_back(answer, told) for answer in best]
+
+    def _ways(self, pod: Pod) -> int:
+        """Return on how many nodes there is room for a pod now."""
+        claims = self._world.claims_of(pod)
+        if isinstance(claims, str):
+            return 0
+        wanted = self._demand(pod, claims)
+        alike = _alike(wanted)
+        found = (self._on_node(wanted, node, alike) for node in self._world.nodes)
+        return sum(isinstance(each, tuple) for each in found)
+
+    def _could_fit(self, group: PodGroup, pods: Sequence[Pod]) -> bool:
+        """Tell whether enough members would fit if those that differ were not in each other's way.
+
+        Of members that are alike the first nodes are as good as any. It leaves the state as it
+        comes.
+        """
+        if any(claim.claim for pod in pods for claim in pod.claims) or self._world.is_networked:
+            return True
+        before = self._world.state
+        kinds: dict[str, list[Pod]] = {}
+        for pod in pods:
+            kinds.setdefault(str(pod.called("")), []).append(pod)
+        answers: list[PodAnswer] = []
+        for alike in kinds.values():
+            self._world.state = before.copy()
+            answers += [self._place(pod) for pod in alike]
+        members = [pod for alike in kinds.values() for pod in alike]
+        return gangs.short(group, members, answers, self._running.get(group.name, [])) is None
 
     def _gang_answer(
         self,
@@ -167,10 +216,11 @@ class _Simulation:
     def _anywhere(self, wanted: Demand) -> PodAnswer:
         """Place a pod on the first node that has room; one selector that fails ends it."""
         pod = wanted.pod
+        alike = _alike(wanted)
         refusals: list[NodeRefusal] = []
         fits: list[tuple[Node, tuple[Given, ...]]] = []
         for node in self._world.nodes:
-            found = self._on_node(wanted, node)
+            found = self._on_node(wanted, node, alike)
             match found:
                 case Aborted(reason=text):
                     return _refused(pod, f"on {node.name}, and so for every node: {text}")
@@ -202,21 +252,23 @@ class _Simulation:
             is_claim=pod.is_claim,
         )
 
-    def _on_node(self, wanted: Demand, node: Node) -> tuple[Given, ...] | NodeRefusal | Aborted:
-        """Return what the pod gets there, or why not; pods of one origin get one answer."""
-        alike = wanted.pod.origin or wanted.pod.name
-        held = ",".join(f"{name} at {claim.where}" for name, claim in wanted.held)
-        key = (node.name, self._world.state.age.get(node.name, 0), f"{alike} {held}")
-        if key not in self._known:
-            found = self._judge(wanted, node)
-            if isinstance(found, NodeRefusal):  # equal ones are one, to be told apart by identity
-                found = self._refusals.setdefault(found, found)
-            self._known[key] = found
-        return self._known[key]
+    def _on_node(self, wanted: Demand, node: Node, alike: str) -> _Found:
+        """Return what the pod gets there, or why not; pods that are *alike* get one answer."""
+        key, age = (node.name, alike), self._world.state.age.get(node.name, 0)
+        before = self._known.get(key)
+        if before is not None and before[0] == age:
+            return before[1]
+        found = self._judge(wanted, node)
+        if isinstance(found, NodeRefusal):  # equal ones are one, to be told apart by identity
+            found = self._refusals.setdefault(found, found)
+        if len(self._known) >= _KNOWN_MAX:
+            self._known.clear()
+        self._known[key] = (age, found)
+        return found
 
-    def _judge(self, wanted: Demand, node: Node) -> tuple[Given, ...] | NodeRefusal | Aborted:
+    def _judge(self, wanted: Demand, node: Node) -> _Found:
         if node.labels is None and (wanted.pod.node_selector or wanted.pod.terms):
-            self._note(f"the labels of node {node.name} are not known: no selector excludes it")
+            self._unlabelled[node.name] = None
         names, more = fitting.backed(wanted, node, self._scenario.classes)
         used = self._world.state.used.get(node.name, {})
         reason = (
@@ -228,9 +280,7 @@ class _Simulation:
             return NodeRefusal(node=node.name, reason=reason)
         return self._allocate((*wanted.claims, *more), node)
 
-    def _allocate(
-        self, claims: Sequence[Claim], node: Node
-    ) -> tuple[Given, ...] | NodeRefusal | Aborted:
+    def _allocate(self, claims: Sequence[Claim], node: Node) -> _Found:
         if not claims:
             return ()
         ground = Ground(
@@ -254,7 +304,7 @@ class _Simulation:
 
     def _demand(self, pod: Pod, claims: Iterable[tuple[str, Claim]]) -> Demand:
         runtime = self._world.runtimes.get(pod.runtime_class or "")
-        if pod.runtime_class is not None and runtime is None:
+        if pod.runtime_class is not None and runtime is None and pod.node is None:
             self._note(
                 f"RuntimeClass {pod.runtime_class} is not in the files: its overhead and its "
                 "node selector are not counted"
@@ -299,6 +349,12 @@ class _Simulation:
         self._notes[text] = None
 
 
+def _alike(wanted: Demand) -> str:
+    """Return what two pods have in common to which every node gives the same answer."""
+    held = ",".join(f"{name} at {claim.where}" for name, claim in wanted.held)
+    return f"{wanted.pod.called('')} {held}"
+
+
 def _amounts(wanted: Demand) -> dict[str, Fraction]:
     """Return what a pod has of a queue's three resources."""
     claims = (*wanted.claims, *(claim for _, claim in wanted.held))
@@ -307,50 +363,6 @@ def _amounts(wanted: Demand) -> dict[str, Fraction]:
         "memory": wanted.resources.get("memory", _ZERO),
         "gpu": queues.gpus(wanted.resources, claims),
     }
-
-
-def _size(pod: Pod) -> tuple[int, Fraction]:
-    return len(pod.claims), sum((a for n, a in pod.resources.items() if "/" in n), _ZERO)
-
-
-def _needed_first(group: PodGroup, pods: Sequence[Pod]) -> list[Pod]:
-    """Return members with those first that subgroups cannot do without."""
-    left = {part.name: part.min_member for part in group.subgroups}
-    needed: list[Pod] = []
-    others: list[Pod] = []
-    for pod in pods:
-        is_needed = left.get(pod.subgroup or "", 0) > 0
-        if is_needed:
-            left[pod.subgroup or ""] -= 1
-        (needed if is_needed else others).append(pod)
-    return needed + others
-
-
-def _placed(answers: Iterable[PodAnswer]) -> int:
-    return sum(answer.verdict is Verdict.PLACED for answer in answers)
-
-
-def _short(
-    group: PodGroup,
-    pods: Sequence[Pod],
-    answers: Sequence[PodAnswer],
-    running: Sequence[Pod],
-) -> str | None:
-    """Return what a gang misses; None when it may start."""
-    if _placed(answers) + len(running) < group.min_member:
-        return (
-            f"{_placed(answers)} of {len(pods)} members find room, and at least "
-            f"{group.min_member} must"
-        )
-    for part in group.subgroups:
-        members = [a for p, a in zip(pods, answers, strict=True) if p.subgroup == part.name]
-        there = sum(pod.subgroup == part.name for pod in running)
-        if _placed(members) + there < part.min_member:
-            return (
-                f"{_placed(members)} of {len(members)} members of subgroup {part.name} find "
-                f"room, and at least {part.min_member} must"
-            )
-    return None
 
 
 def _refused(pod: Pod, reason: str) -> PodAnswer:
@@ -386,11 +398,3 @@ def _told_once(answers: Iterable[PodAnswer]) -> Iterable[PodAnswer]:
         before = first.setdefault(key, answer.pod)
         is_again = bool(answer.refusals) and before != answer.pod
         yield replace(answer, refusals=(), same_as=before) if is_again else answer
-
-
-def _taken_back(answer: PodAnswer, group: PodGroup, reason: str) -> PodAnswer:
-    """Return the answer for a member of a gang that does not start."""
-    if answer.verdict is not Verdict.PLACED:
-        return answer
-    told = f"it would fit on {answer.node}, but not its gang {group.name}: {reason}"
-    return replace(answer, verdict=Verdict.REFUSED, node=None, devices=(), reason=told)

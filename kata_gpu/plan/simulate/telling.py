@@ -36,9 +36,9 @@ def _alike(pods: Iterable[PodAnswer]) -> list[list[PodAnswer]]:
 
 def _pods(pods: Sequence[PodAnswer], *, is_wide: bool) -> Iterator[str]:
     first = pods[0]
-    names = _names([pod.pod for pod in pods], is_wide=is_wide)
+    who = names([pod.pod for pod in pods], is_wide=is_wide)
     kind = "claim " if first.is_claim else ""
-    yield f"{kind}{names} {'is' if len(pods) == 1 else 'are'} {first.verdict}: {first.reason}"
+    yield f"{kind}{who} {'is' if len(pods) == 1 else 'are'} {first.verdict}: {first.reason}"
     nodes: dict[object, list[NodeRefusal]] = {}
     for refusal in first.refusals:
         key = _account(refusal)
@@ -58,12 +58,12 @@ def _account(refusal: NodeRefusal) -> object:
 
 def _node(refusals: Sequence[NodeRefusal], *, is_wide: bool) -> Iterator[str]:
     first = refusals[0]
-    names = _names([refusal.node for refusal in refusals], is_wide=is_wide)
+    who = names([refusal.node for refusal in refusals], is_wide=is_wide)
     if not first.requests:
         word = "undecided: " if first.verdict is Verdict.UNDECIDED else ""
-        yield f"  {names}: {word}{first.reason}"
+        yield f"  {who}: {word}{first.reason}"
     for request in first.requests:
-        yield f"  {names}: claim {request.claim}, request {request.request} {request.needed}"
+        yield f"  {who}: claim {request.claim}, request {request.request} {request.needed}"
         yield from _devices(request, is_wide=is_wide)
 
 
@@ -72,11 +72,12 @@ def _devices(request: RequestRefusal, *, is_wide: bool) -> Iterator[str]:
     for refusal in request.devices:
         found.setdefault(refusal.reason, []).append(refusal)
     for refusals in found.values():
-        names = _names([refusal.device.name for refusal in refusals], is_wide=is_wide)
-        yield f"    {names}: {refusals[0].reason.text}"
+        who = names([refusal.device.name for refusal in refusals], is_wide=is_wide)
+        yield f"    {who}: {refusals[0].reason.text}"
 
 
-def _names(names: Sequence[str], *, is_wide: bool) -> str:
-    if is_wide or len(names) <= _NAMED_MAX:
-        return ", ".join(names)
-    return f"{', '.join(names[: _NAMED_MAX - 1])} and {len(names) - _NAMED_MAX + 1} more"
+def names(found: Sequence[str], *, is_wide: bool = False) -> str:
+    """Return names in a row, of many the first."""
+    if is_wide or len(found) <= _NAMED_MAX:
+        return ", ".join(found)
+    return f"{', '.join(found[: _NAMED_MAX - 1])} and {len(found) - _NAMED_MAX + 1} more"

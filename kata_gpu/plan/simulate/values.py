@@ -304,8 +304,8 @@ class Pod:
     """Whether it stands for a claim that no pod of the files has."""
 
     def called(self, name: str) -> "Pod":
-        """Return the same pod by another name."""
-        return replace(self, name=name)
+        """Return the same pod by another name, or by none, to be compared."""
+        return replace(self, name=name, origin=self.origin if name else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

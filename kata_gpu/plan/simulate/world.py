@@ -67,6 +67,12 @@ class World:
             for node in self.nodes
         }
         self._devices = {d.id: (s.where or d.where) for s in scenario.slices for d in s.devices}
+        self.is_networked = any(
+            slice_.devices and (slice_.where is None or slice_.where.node is None)
+            for slice_ in scenario.slices
+        )
+        """Whether several nodes see the same devices."""
+
         self._counter = 0
         self.state = State(claims={claim.name: claim for claim in scenario.claims})
         for claim in scenario.claims:

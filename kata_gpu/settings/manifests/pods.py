@@ -196,7 +196,7 @@ def pod_of(document: Document) -> tuple[list[values.Pod], list[str]]:
     if found.status.phase in _ENDED:
         return [], []
     made = _pod(found.metadata, found.spec, found.metadata.full)
-    return [made], _notes(found.spec, f"pod {made.name}")
+    return [made], _notes(found.spec, f"pod {made.name}") if made.node is None else []
 
 
 def pods_of(document: Document) -> tuple[list[values.Pod], list[str]]:

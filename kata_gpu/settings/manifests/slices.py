@@ -160,10 +160,10 @@ def slice_of(document: Document) -> tuple[values.Slice, list[str]]:
     found = validate(document, SliceObject)
     spec = found.spec
     notes = [
-        f"device {device.name} of {spec.driver}: its binding conditions are taken as met"
+        f"devices of {spec.driver}: their binding conditions are taken as met"
         for device in spec.devices
         if device.binding_conditions
-    ]
+    ][:1]
     where = spec.where()
     made = values.Slice(
         name=found.metadata.own,
