@@ -167,25 +167,36 @@ def slow_the_link(kernel: FakeKernel) -> None:
     kernel.after_write = slow
 
 
-def fail_to_start(kernel: FakeKernel) -> None:
-    """Let the device come back with its configuration space, and without a chip behind it."""
+def come_back_with(kernel: FakeKernel, memory: bytes) -> None:
+    """Let the device come back with its configuration space, and with this at its memory's start."""
 
-    def break_it(path: str, _value: str) -> None:
+    def show(path: str, _value: str) -> None:
         if path == RESET:
-            kernel.tree.show_memory(nodes.GPU, bytes.fromhex("0011d0ba"))
+            kernel.tree.show_memory(nodes.GPU, memory)
 
-    kernel.after_write = break_it
+    kernel.after_write = show
+
+
+def fall_off_the_bus(kernel: FakeKernel) -> None:
+    come_back_with(kernel, b"\xff" * 4)
+
+
+def fail_to_start(kernel: FakeKernel) -> None:
+    come_back_with(kernel, bytes.fromhex("0011d0ba"))
 
 
 FAULTS: Final[list[tuple[Callable[[FakeKernel], None], str]]] = [
     (turn_to_ones, "after its reset its vendor and device id reads ffffffff"),
     (refuse_the_reset, "Inappropriate ioctl"),
     (slow_the_link, "after its reset its link is 32.0 GT/s PCIe x4, and before"),
+    (fall_off_the_bus, "after its reset its boot state reads 0xffffffff"),
     (fail_to_start, "after its reset its boot state reads 0xbad01100"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "evidence"), FAULTS, ids=["ones", "refused", "link", "start"])
+@pytest.mark.parametrize(
+    ("fault", "evidence"), FAULTS, ids=["ones", "refused", "link", "off-the-bus", "no-start"]
+)
 def test_what_is_not_as_before_is_quarantined_with_the_evidence(
     kernel: FakeKernel, fault: Callable[[FakeKernel], None], evidence: str
 ) -> None:
@@ -213,6 +224,16 @@ def test_a_gpu_that_starts_slowly_is_waited_for(kernel: FakeKernel) -> None:
     assert found.state is UnitState.AVAILABLE
     assert found.cleaned is not None
     assert found.cleaned.result.endswith("boot state 0x180000a1")
+
+
+def test_what_only_has_a_gpus_ids_is_no_failure(kernel: FakeKernel) -> None:
+    with used(kernel):
+        pass
+    come_back_with(kernel, bytes(4))
+    found = status(kernel, converge(kernel))
+    assert found.state is UnitState.AVAILABLE
+    assert found.cleaned is not None
+    assert found.cleaned.result.endswith("boot state 0x00000000")
 
 
 def fall_asleep(kernel: FakeKernel) -> None:

@@ -2,7 +2,7 @@
 
 The first register of its memory names the chip. A GPU that fell off the bus reads as ones there,
 and one whose inner bus does not answer as an error code, though its configuration space may be
-as it should. The register is read only where that is harmless and means something: the function
+as it should. Zero names no chip and is no error either: so reads what only has a GPU's ids. The register is read only where that is harmless and means something: the function
 decodes its memory and is awake. A GPU that VFIO holds and nobody uses mostly sleeps.
 
 Source: NVIDIA open-gpu-kernel-modules, dev_boot.h (NV_PMC_BOOT_0) and nv_ref.h.
@@ -21,7 +21,7 @@ _COMMAND: Final = slice(0x04, 0x06)
 _MEMORY: Final = 0x02
 _BASE_CLASS: Final = slice(0x0B, 0x0C)
 _AWAKE: Final = "D0"
-_DEAD: Final = frozenset({0, 0xFFFFFFFF})
+_DEAD: Final = 0xFFFFFFFF
 _ERROR: Final = 0xBAD
 """The first three digits of what it reads as when the inner bus does not answer."""
 
@@ -77,4 +77,4 @@ def _why_it_means_nothing(sysfs: Sysfs, device: str) -> str | None:
 
 
 def _is_sound(state: int) -> bool:
-    return state not in _DEAD and state >> 20 != _ERROR
+    return state != _DEAD and state >> 20 != _ERROR
