@@ -4,6 +4,8 @@ The product is imported where it is used: a pytest in the VM starts slowly as it
 """
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,3 +34,12 @@ def watches() -> "Iterator[Watches]":
 
     with Watches.open() as watches:
         yield watches
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path leaves room for a socket's, which has at most 107 bytes."""
+    from tests import memory  # noqa: PLC0415
+
+    with TemporaryDirectory(prefix="k", dir=memory.folder()) as folder:
+        yield Path(folder)

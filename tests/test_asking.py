@@ -30,8 +30,8 @@ KUBELET: Final = "/var/lib/kubelet/pod-resources/kubelet.sock"
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    kernel = nodes.gpu_with_audio(tmp_path)
+def kernel(short_path: Path) -> FakeKernel:
+    kernel = nodes.gpu_with_audio(short_path)
     put(kernel.host.root, CONFIG, "[hypervisor.qemu]\n")
     return kernel
 
@@ -83,14 +83,14 @@ def test_without_kubernetes_there_is_no_path(kernel: FakeKernel) -> None:
 
 
 @pytest.fixture
-def guardian(tmp_path: Path) -> Guardian:
+def guardian(short_path: Path) -> Guardian:
     """Return one that is not started: tests with threads do not fork."""
     return Guardian(
         Detour(
             root=Path("/"),
-            link=str(tmp_path / "state/pod-resources.sock"),
-            through=detour.own_socket(str(tmp_path / "run")),
-            around=str(tmp_path / "kubelet.sock"),
+            link=str(short_path / "state/pod-resources.sock"),
+            through=detour.own_socket(str(short_path / "run")),
+            around=str(short_path / "kubelet.sock"),
         )
     )
 

@@ -24,10 +24,10 @@ LENT_UNIT: Final = frozenset({"0000:03:00.0"})
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
+def node(short_path: Path) -> Node:
     """Two GPUs on VFIO, and one that is bound on claim."""
     devices = (device(1), device(2), device(3, on_claim=True))
-    return Node(tmp_path, Turns({one.name: one for one in devices}))
+    return Node(short_path, Turns({one.name: one for one in devices}))
 
 
 async def refusal(kubelet: DraManager, *claims: str, pod: str = "pod") -> str:
@@ -165,9 +165,9 @@ def test_a_device_that_two_requests_have_is_named_once_for_both(node: Node) -> N
     assert asyncio.run(main()) == (["nvidia.com/pgpu=0000:01:00.0"], ["a", "b"])
 
 
-def test_sixty_four_claims_at_once_are_all_prepared(tmp_path: Path) -> None:
+def test_sixty_four_claims_at_once_are_all_prepared(short_path: Path) -> None:
     devices = [device(n, on_claim=n % 2 == 0) for n in range(1, 65)]
-    node = Node(tmp_path, Turns({one.name: one for one in devices}))
+    node = Node(short_path, Turns({one.name: one for one in devices}))
     names = [f"claim-{n}" for n in range(64)]
     for name, one in zip(names, devices, strict=True):
         node.claims.give(name, one.name)

@@ -28,10 +28,10 @@ CDI: Final = ["nvidia.com/pgpu=0000:03:00.0"]
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
+def node(short_path: Path) -> Node:
     """One GPU on VFIO and one that is bound on claim; and a claim for the latter."""
     devices = (device(1), device(3, on_claim=True))
-    made = Node(tmp_path, Turns({one.name: one for one in devices}))
+    made = Node(short_path, Turns({one.name: one for one in devices}))
     made.claims.give("one", LENT)
     return made
 
@@ -472,10 +472,10 @@ def prepares_another(node: Node) -> None:
 
 @pytest.mark.parametrize("mend", [prepares_again, unprepares, prepares_another])
 def test_whenever_an_agent_is_killed_the_next_one_sets_it_right(
-    tmp_path: Path, mend: Callable[[Node], None]
+    short_path: Path, mend: Callable[[Node], None]
 ) -> None:
     points = []
-    for node, point in kills(tmp_path):
+    for node, point in kills(short_path):
         mend(node)
         points.append(point)
     assert points == [

@@ -27,10 +27,10 @@ SECOND: Final = "0000-02-00-0"
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
+def node(short_path: Path) -> Node:
     """Two GPUs on VFIO, and a switch, which is another driver's."""
     devices = (device(1), device(2), switch(3))
-    made = Node(tmp_path, Turns({one.name: one for one in devices}))
+    made = Node(short_path, Turns({one.name: one for one in devices}))
     made.claims.give("one", FIRST)
     return made
 
@@ -227,8 +227,8 @@ def test_a_name_that_is_too_long_is_a_hash_and_another_for_each_agent() -> None:
         assert path.name.endswith("-reg.sock")
 
 
-def test_a_kubelet_directory_that_is_too_long_is_an_error(tmp_path: Path) -> None:
-    node = Node(tmp_path / ("x" * 90), Turns({}))
+def test_a_kubelet_directory_that_is_too_long_is_an_error(short_path: Path) -> None:
+    node = Node(short_path / ("x" * 90), Turns({}))
 
     async def main() -> None:
         async with node.driver().serve():

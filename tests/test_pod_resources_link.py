@@ -30,12 +30,12 @@ ROOT: Final = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def way(tmp_path: Path) -> Detour:
+def way(short_path: Path) -> Detour:
     return Detour(
         root=Path("/"),
-        link=str(tmp_path / "state/pod-resources.sock"),
-        through=str(tmp_path / "pod-resources-00000001.sock"),
-        around=str(tmp_path / "kubelet.sock"),
+        link=str(short_path / "state/pod-resources.sock"),
+        through=str(short_path / "pod-resources-00000001.sock"),
+        around=str(short_path / "kubelet.sock"),
     )
 
 
@@ -310,18 +310,18 @@ def test_a_name_is_one_agents_own() -> None:
     assert len({detour.own_socket("/run/kata-gpu") for _ in range(100)}) == 100
 
 
-def test_dead_sockets_are_swept_and_nothing_else(tmp_path: Path) -> None:
-    live, dead = (detour.own_socket(str(tmp_path)) for _ in range(2))
-    others = [tmp_path / "pod-resources-00000000.sock", tmp_path / "status.sock"]
+def test_dead_sockets_are_swept_and_nothing_else(short_path: Path) -> None:
+    live, dead = (detour.own_socket(str(short_path)) for _ in range(2))
+    others = [short_path / "pod-resources-00000000.sock", short_path / "status.sock"]
     for path in others:
         path.write_text("no socket")
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(dead)
     with listening(live):
-        assert detour.sweep(tmp_path) == [Path(dead)]
+        assert detour.sweep(short_path) == [Path(dead)]
         assert Path(live).exists()
     assert all(path.exists() for path in others)
-    assert detour.sweep(tmp_path / "missing") == []
+    assert detour.sweep(short_path / "missing") == []
 
 
 # Kata asks

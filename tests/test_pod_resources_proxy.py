@@ -60,7 +60,7 @@ class Scene:
 
 
 def play(
-    tmp_path: Path,
+    short_path: Path,
     script: Callable[[Scene], Awaitable[None]],
     *,
     ours: Ours | None = OURS,
@@ -69,7 +69,7 @@ def play(
     is_up: bool = True,
 ) -> None:
     """Run the script with a proxy, and a kubelet unless that *is* not *up*."""
-    path, kubelet_path = tmp_path / "proxy.sock", tmp_path / "kubelet.sock"
+    path, kubelet_path = short_path / "proxy.sock", short_path / "kubelet.sock"
 
     async def main() -> None:
         kubelet = PodResources()
@@ -94,7 +94,7 @@ def play(
 # What is added
 
 
-def test_a_device_of_a_claim_is_among_those_of_plugins(tmp_path: Path) -> None:
+def test_a_device_of_a_claim_is_among_those_of_plugins(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.has(
             "default",
@@ -110,10 +110,10 @@ def test_a_device_of_a_claim_is_among_those_of_plugins(tmp_path: Path) -> None:
         (part,) = pod.containers
         assert part.dynamic_resources[0].claim_resources[0].driver_name == GPU_DRIVER
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
-def test_names_that_kubelet_repeats_are_said_once(tmp_path: Path) -> None:
+def test_names_that_kubelet_repeats_are_said_once(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         shared = gpu_claim("0000-81-00-0", "0000-41-00-0")
         scene.kubelet.has(
@@ -123,10 +123,10 @@ def test_names_that_kubelet_repeats_are_said_once(tmp_path: Path) -> None:
         assert cdi_names(pod) == [f"{PGPU}=0000:41:00.0", f"{PGPU}=0000:81:00.0"]
         assert not pod.containers[1].devices
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
-def test_what_a_plugin_gave_is_not_added_and_not_taken_away(tmp_path: Path) -> None:
+def test_what_a_plugin_gave_is_not_added_and_not_taken_away(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.has(
             "default",
@@ -136,10 +136,10 @@ def test_what_a_plugin_gave_is_not_added_and_not_taken_away(tmp_path: Path) -> N
         )
         assert cdi_names(await scene.get("pod")) == [f"{PGPU}=0000:41:00.0"] * 2
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
-def test_a_device_that_is_not_known_goes_by_the_names_that_kubelet_has(tmp_path: Path) -> None:
+def test_a_device_that_is_not_known_goes_by_the_names_that_kubelet_has(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         strange = [("new", [f"{PGPU}=0000:05:00.0", "example.com/x=1", "nonsense", f"{PGPU}="])]
         scene.kubelet.has(
@@ -147,33 +147,35 @@ def test_a_device_that_is_not_known_goes_by_the_names_that_kubelet_has(tmp_path:
         )
         assert cdi_names(await scene.get("pod")) == [f"{PGPU}=0000:05:00.0"]
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
-def test_a_device_without_a_name_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_device_without_a_name_is_told(
+    short_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def script(scene: Scene) -> None:
         lost = claim("c", GPU_DRIVER, [("0000-99-00-0", [])])
         scene.kubelet.has("default", "pod", container("a", claims=[lost]))
         assert cdi_names(await scene.get("pod")) == []
 
-    play(tmp_path, script)
+    play(short_path, script)
     assert (
         "pod default/pod has device gpu.kata-passthrough.io/node-a/0000-99-00-0, which has no CDI "
         "name: its VM does not get it"
     ) in caplog.text
 
 
-def test_a_bundle_is_each_of_its_devices_in_order(tmp_path: Path) -> None:
+def test_a_bundle_is_each_of_its_devices_in_order(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         fabric = claim("fabric", FABRIC_DRIVER, [("switches", [])])
         scene.kubelet.has("default", "pod", container("a", claims=[fabric]))
         expected = [f"{SWITCH}=0000:c0:00.0", f"{SWITCH}=0000:c1:00.0"]
         assert cdi_names(await scene.get("pod")) == expected
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
-def test_a_list_has_the_devices_too(tmp_path: Path) -> None:
+def test_a_list_has_the_devices_too(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.has("default", "a", container("c", claims=[gpu_claim("0000-41-00-0")]))
         scene.kubelet.has("default", "b", container("c", claims=[gpu_claim("0000-41-00-0")]))
@@ -181,7 +183,7 @@ def test_a_list_has_the_devices_too(tmp_path: Path) -> None:
         pods = api.ListPodResourcesResponse.FromString(raw).pod_resources
         assert [cdi_names(pod) for pod in pods] == [[f"{PGPU}=0000:41:00.0"]] * 2
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
 def test_devices_are_known_by_what_is_published() -> None:
@@ -226,7 +228,7 @@ def strangers() -> Iterable[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("part", [pytest.param(p, id=name) for name, p in strangers()])
-def test_what_is_not_ours_comes_through_byte_by_byte(tmp_path: Path, part: Any) -> None:
+def test_what_is_not_ours_comes_through_byte_by_byte(short_path: Path, part: Any) -> None:
     async def script(scene: Scene) -> None:
         said = scene.kubelet.has("default", "pod", part)
         odd = UNKNOWN_FIELD + said  # not the order in which a message would be written here
@@ -234,20 +236,20 @@ def test_what_is_not_ours_comes_through_byte_by_byte(tmp_path: Path, part: Any) 
         request = api.GetPodResourcesRequest(pod_name="pod", pod_namespace="default")
         assert await scene.raw("Get", request) == odd
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
-def test_everything_comes_through_where_kata_reads_dra_itself(tmp_path: Path) -> None:
+def test_everything_comes_through_where_kata_reads_dra_itself(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         part = container("main", claims=[gpu_claim("0000-41-00-0")])
         said = scene.kubelet.has("default", "pod", part)
         request = api.GetPodResourcesRequest(pod_name="pod", pod_namespace="default")
         assert await scene.raw("Get", request) == said
 
-    play(tmp_path, script, ours=None)
+    play(short_path, script, ours=None)
 
 
-def test_fields_of_a_later_kubelet_stay_where_devices_are_added(tmp_path: Path) -> None:
+def test_fields_of_a_later_kubelet_stay_where_devices_are_added(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         part = container("main", claims=[gpu_claim("0000-41-00-0")])
         part = api.ContainerResources.FromString(part.SerializeToString() + UNKNOWN_FIELD)
@@ -258,51 +260,51 @@ def test_fields_of_a_later_kubelet_stay_where_devices_are_added(tmp_path: Path) 
         assert answer.endswith(UNKNOWN_FIELD)
         assert answer.count(UNKNOWN_FIELD) == 2
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
 def test_an_answer_that_is_no_message_comes_through(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    short_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.answers["default", "pod"] = b"\x0a\xff"
         request = api.GetPodResourcesRequest(pod_name="pod", pod_namespace="default")
         assert await scene.raw("Get", request) == b"\x0a\xff"
 
-    play(tmp_path, script)
+    play(short_path, script)
     assert "passed on an answer of kubelet's that cannot be read" in caplog.text
 
 
-def test_what_the_node_has_comes_through(tmp_path: Path) -> None:
+def test_what_the_node_has_comes_through(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         raw = await scene.raw("GetAllocatableResources", api.AllocatableResourcesRequest())
         assert len(api.AllocatableResourcesResponse.FromString(raw).devices) == 2
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
-def test_an_answer_of_several_megabytes_comes_through(tmp_path: Path) -> None:
+def test_an_answer_of_several_megabytes_comes_through(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         many = [devices for n in range(100_000) for devices in device(PGPU, f"{n:032}")]
         said = scene.kubelet.has("default", "pod", container("main", devices=many))
         assert len(said) > 4 << 20  # the limit of who sets none
         assert len((await scene.get("pod")).containers[0].devices) == len(many)
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
-def test_the_socket_is_roots_alone(tmp_path: Path) -> None:
+def test_the_socket_is_roots_alone(short_path: Path) -> None:
     async def script(_scene: Scene) -> None:
         await asyncio.sleep(0)
-        assert stat.S_IMODE((tmp_path / "proxy.sock").stat().st_mode) == 0o600
+        assert stat.S_IMODE((short_path / "proxy.sock").stat().st_mode) == 0o600
 
-    play(tmp_path, script)
-    assert not (tmp_path / "proxy.sock").exists()
+    play(short_path, script)
+    assert not (short_path / "proxy.sock").exists()
 
 
-def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_too_long_is_refused(short_path: Path) -> None:
     async def main() -> None:
-        async with pod_resources.serve(tmp_path / ("x" * 108), tmp_path / "k", lambda: None):
+        async with pod_resources.serve(short_path / ("x" * 108), short_path / "k", lambda: None):
             pass
 
     with pytest.raises(HostError, match="has at most 107"):
@@ -312,7 +314,7 @@ def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
 # Errors, and a kubelet that is not there
 
 
-def test_an_error_of_kubelets_keeps_its_code_and_words(tmp_path: Path) -> None:
+def test_an_error_of_kubelets_keeps_its_code_and_words(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await scene.get("nobody")
@@ -320,11 +322,11 @@ def test_an_error_of_kubelets_keeps_its_code_and_words(tmp_path: Path) -> None:
         assert caught.value.details() == "pod nobody in namespace default not found"
         assert scene.proxy.answered == {"none": 1}
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
 def test_a_pod_that_is_known_is_answered_for_while_kubelet_is_away(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    short_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
 
@@ -340,12 +342,12 @@ def test_a_pod_that_is_known_is_answered_for_while_kubelet_is_away(
             scene.kubelet.has("default", "new", part)
             assert cdi_names(await scene.get("new")) == [f"{PGPU}=0000:41:00.0"]
 
-    play(tmp_path, script, is_up=False)
+    play(short_path, script, is_up=False)
     told = [record.message for record in caplog.records if "kubelet" in record.message]
     assert ["does not answer" in told[0], "again" in told[1], len(told)] == [True, True, 2]
 
 
-def test_a_pod_that_is_not_known_waits_for_kubelet(tmp_path: Path) -> None:
+def test_a_pod_that_is_not_known_waits_for_kubelet(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.has("default", "pod", container("main"))
         asking = asyncio.create_task(scene.get("pod"))
@@ -354,19 +356,19 @@ def test_a_pod_that_is_not_known_waits_for_kubelet(tmp_path: Path) -> None:
         async with scene.kubelet.serve(scene.kubelet_path):
             assert (await asking).name == "pod"
 
-    play(tmp_path, script, is_up=False, limits=Limits(deadline_s=PATIENCE_S))
+    play(short_path, script, is_up=False, limits=Limits(deadline_s=PATIENCE_S))
 
 
-def test_who_waits_for_kubelet_does_not_wait_for_ever(tmp_path: Path) -> None:
+def test_who_waits_for_kubelet_does_not_wait_for_ever(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await scene.get("pod")
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
-    play(tmp_path, script, is_up=False, limits=Limits(deadline_s=0.3))
+    play(short_path, script, is_up=False, limits=Limits(deadline_s=0.3))
 
 
-def test_a_kubelet_that_hangs_is_not_waited_for_where_the_answer_is_known(tmp_path: Path) -> None:
+def test_a_kubelet_that_hangs_is_not_waited_for_where_the_answer_is_known(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.has("default", "pod", container("main"))
         first = await scene.get("pod")
@@ -374,10 +376,10 @@ def test_a_kubelet_that_hangs_is_not_waited_for_where_the_answer_is_known(tmp_pa
         assert await scene.get("pod") == first
         scene.kubelet.is_open.set()
 
-    play(tmp_path, script, limits=Limits(known_deadline_s=0.3))
+    play(short_path, script, limits=Limits(known_deadline_s=0.3))
 
 
-def test_a_pod_that_is_gone_is_not_answered_for(tmp_path: Path) -> None:
+def test_a_pod_that_is_gone_is_not_answered_for(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.has("default", "pod", container("main"))
         async with scene.kubelet.serve(scene.kubelet_path):
@@ -388,7 +390,7 @@ def test_a_pod_that_is_gone_is_not_answered_for(tmp_path: Path) -> None:
         unreached = await scene.until_refused("pod")
         assert unreached.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
-    play(tmp_path, script, is_up=False, limits=Limits(deadline_s=0.5))
+    play(short_path, script, is_up=False, limits=Limits(deadline_s=0.5))
 
 
 @pytest.mark.parametrize(
@@ -398,17 +400,17 @@ def test_a_pod_that_is_gone_is_not_answered_for(tmp_path: Path) -> None:
         pytest.param(Limits(deadline_s=0.5, kept_max=0), id="too-many"),
     ],
 )
-def test_what_is_not_kept_is_not_answered(tmp_path: Path, limits: Limits) -> None:
+def test_what_is_not_kept_is_not_answered(short_path: Path, limits: Limits) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.has("default", "pod", container("main"))
         async with scene.kubelet.serve(scene.kubelet_path):
             await scene.get("pod")
         await scene.until_refused("pod")
 
-    play(tmp_path, script, is_up=False, limits=limits)
+    play(short_path, script, is_up=False, limits=limits)
 
 
-def test_after_a_device_changed_hands_nothing_is_said_twice(tmp_path: Path) -> None:
+def test_after_a_device_changed_hands_nothing_is_said_twice(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.has("default", "pod", container("main"))
         async with scene.kubelet.serve(scene.kubelet_path):
@@ -417,10 +419,12 @@ def test_after_a_device_changed_hands_nothing_is_said_twice(tmp_path: Path) -> N
         with pytest.raises(grpc.aio.AioRpcError):
             await scene.get("pod")
 
-    play(tmp_path, script, is_up=False, limits=Limits(deadline_s=0.3))
+    play(short_path, script, is_up=False, limits=Limits(deadline_s=0.3))
 
 
-def test_a_question_from_before_is_not_shared_after_a_device_changed_hands(tmp_path: Path) -> None:
+def test_a_question_from_before_is_not_shared_after_a_device_changed_hands(
+    short_path: Path,
+) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.has("default", "pod", container("main"))
         scene.kubelet.is_open.clear()
@@ -436,13 +440,13 @@ def test_a_question_from_before_is_not_shared_after_a_device_changed_hands(tmp_p
         scene.kubelet.is_open.set()
         assert await before == await after
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
 # How fast kubelet is asked
 
 
-def test_a_crowd_never_meets_kubelets_limit(tmp_path: Path) -> None:
+def test_a_crowd_never_meets_kubelets_limit(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         names = [f"pod-{n}" for n in range(60)]
         for name in names:
@@ -451,10 +455,10 @@ def test_a_crowd_never_meets_kubelets_limit(tmp_path: Path) -> None:
         assert [pod.name for pod in pods] == names
         assert scene.kubelet.refused == 0
 
-    play(tmp_path, script, limits=Limits(deadline_s=PATIENCE_S), pace=Pace())
+    play(short_path, script, limits=Limits(deadline_s=PATIENCE_S), pace=Pace())
 
 
-def test_who_asks_the_same_at_a_time_shares_the_answer(tmp_path: Path) -> None:
+def test_who_asks_the_same_at_a_time_shares_the_answer(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.has("default", "pod", container("main"))
         scene.kubelet.is_open.clear()
@@ -466,10 +470,10 @@ def test_who_asks_the_same_at_a_time_shares_the_answer(tmp_path: Path) -> None:
         assert {pod.name for pod in await asyncio.gather(*crowd)} == {"pod"}
         assert scene.kubelet.asked == ["pod"]
 
-    play(tmp_path, script)
+    play(short_path, script)
 
 
-def test_who_would_wait_too_long_is_told_so(tmp_path: Path) -> None:
+def test_who_would_wait_too_long_is_told_so(short_path: Path) -> None:
     async def script(scene: Scene) -> None:
         scene.kubelet.has("default", "a", container("main"))
         await scene.get("a")
@@ -479,7 +483,7 @@ def test_who_would_wait_too_long_is_told_so(tmp_path: Path) -> None:
         assert "it would take too long" in (caught.value.details() or "")
         assert scene.kubelet.asked == ["a"]
 
-    play(tmp_path, script, pace=Pace(per_second=0.01, burst=1))
+    play(short_path, script, pace=Pace(per_second=0.01, burst=1))
 
 
 def test_turns_come_in_a_burst_and_then_one_by_one() -> None:
@@ -503,7 +507,7 @@ def test_no_second_has_more_turns_than_it_should(pauses_s: list[float]) -> None:
         assert sum(start <= turn < start + 1 - 1e-6 for turn in turns) <= 20 + 5
 
 
-def test_who_is_being_answered_at_the_end_is_answered(tmp_path: Path) -> None:
+def test_who_is_being_answered_at_the_end_is_answered(short_path: Path) -> None:
     waiting: list[asyncio.Task[Any]] = []
 
     async def script(scene: Scene) -> None:
@@ -515,7 +519,7 @@ def test_who_is_being_answered_at_the_end_is_answered(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
         asyncio.get_running_loop().call_later(0.1, scene.kubelet.is_open.set)
 
-    path, kubelet_path = tmp_path / "proxy.sock", tmp_path / "kubelet.sock"
+    path, kubelet_path = short_path / "proxy.sock", short_path / "kubelet.sock"
 
     async def main() -> None:
         kubelet, client = PodResources(), Client(path)
@@ -531,7 +535,7 @@ def test_who_is_being_answered_at_the_end_is_answered(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(main(), 3 * PATIENCE_S))
 
 
-def test_it_ends_while_somebody_waits(tmp_path: Path) -> None:
+def test_it_ends_while_somebody_waits(short_path: Path) -> None:
     started = time.monotonic()
 
     async def script(scene: Scene) -> None:
@@ -539,5 +543,5 @@ def test_it_ends_while_somebody_waits(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)
         asking.cancel()
 
-    play(tmp_path, script, is_up=False)
+    play(short_path, script, is_up=False)
     assert time.monotonic() - started < PATIENCE_S
