@@ -291,6 +291,23 @@ def test_a_server_that_says_nothing_is_given_up_at_the_deadline(tmp_path: Path) 
             ask(silence, tmp_path, lambda c: c.get_claim("ns", "c", timeout_s=0.3))
 
 
+@contextmanager
+def saying(reply: bytes) -> Iterator[ApiServer]:
+    """Yield a server that answers one request with whatever bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reply_once() -> None:
+            channel, _ = listener.accept()
+            with channel:
+                channel.recv(65536)
+                channel.sendall(reply)
+
+        thread = threading.Thread(target=reply_once)
+        thread.start()
+        yield ApiServer(url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
@@ -307,20 +324,52 @@ def test_a_server_that_says_nothing_is_given_up_at_the_deadline(tmp_path: Path) 
     ids=["text", "list", "half", "ssh", "redirect", "long"],
 )
 def test_an_answer_that_is_none_is_told(tmp_path: Path, reply: bytes, reason: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with saying(reply) as pretender, pytest.raises(ApiError, match=reason):
+        ask(pretender, tmp_path, lambda c: c.get_node("node-1"))
 
-        def reply_once() -> None:
-            channel, _ = listener.accept()
-            with channel:
-                channel.recv(65536)
-                channel.sendall(reply)
 
-        thread = threading.Thread(target=reply_once)
-        thread.start()
-        pretender = ApiServer(url=f"http://127.0.0.1:{listener.getsockname()[1]}")
-        with pytest.raises(ApiError, match=reason):
-            ask(pretender, tmp_path, lambda c: c.get_node("node-1"))
-        thread.join()
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"metadata": []},
+        {"metadata": {"resourceVersion": 5}},
+        {"metadata": {"resourceVersion": "5"}, "items": [{}]},
+        {"metadata": {"resourceVersion": "5"}, "items": ["x"]},
+        {
+            "metadata": {"resourceVersion": "5"},
+            "items": [
+                {
+                    "metadata": {"name": "a", "uid": "b", "resourceVersion": "5"},
+                    "spec": {"pool": {"generation": "x"}},
+                }
+            ],
+        },
+    ],
+)
+def test_a_list_that_is_none_is_told(tmp_path: Path, document: object) -> None:
+    body = json.dumps(document).encode()
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with saying(reply) as pretender, pytest.raises(ApiError, match="cannot list ResourceSlices: "):
+        ask(pretender, tmp_path, lambda c: c.list_slices(GPU_DRIVER, "node-1"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "{}", '{"type": "ERROR"}', '{"type": "ADDED", "object": {}}', '"x"', "1"],
+)
+def test_an_event_of_a_watch_that_is_none_ends_it(tmp_path: Path, line: str) -> None:
+    body = line.encode() + b"\n"
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    async def use(asking: KubernetesClient) -> ApiError | None:
+        listener = Listener(asking, "100")
+        await until(lambda: listener.watch.is_over)
+        assert listener.told == []
+        return listener.watch.failure
+
+    with saying(head + b"%x\r\n%s\r\n" % (len(body), body)) as pretender:
+        assert str(ask(pretender, tmp_path, use)).startswith("cannot watch ResourceSlices: ")
 
 
 def test_an_answer_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Device, Door
 from kata_gpu.plan.kubernetes import slices, taints
 from kata_gpu.publish.kubernetes import client
 from kata_gpu.publish.kubernetes.errors import ApiError, TooManyRequestsError
+from kata_gpu.publish.kubernetes.mirror import Mirror
 from kata_gpu.publish.kubernetes.pacing import BackOff, Pacing
 from kata_gpu.publish.kubernetes.resource_slices import SlicePublisher, SliceRules
 from tests.api_server import ApiServer, api_server, validation
@@ -586,6 +587,53 @@ def test_whatever_fails_all_of_it_is_right_in_the_end(
             await until(lambda: publisher.trouble is None)
 
     run(main)
+
+
+# What is known of the server
+
+
+def stored(version: int, uid: str = "a") -> dict[str, Any]:
+    return {"metadata": {"uid": uid, "name": uid, "resourceVersion": str(version)}}
+
+
+def heard(mirror: Mirror, kind: str, version: int, uid: str = "a") -> bool:
+    return mirror.hear({"type": kind, "object": stored(version, uid)})
+
+
+def test_what_a_watch_tells_late_does_not_undo_what_is_known() -> None:
+    mirror = Mirror()
+    mirror.reset([stored(5)], "10")
+    assert not heard(mirror, "DELETED", 9)
+    assert mirror.objects == (stored(5),)
+    mirror.keep(stored(20))
+    assert not heard(mirror, "MODIFIED", 15)
+    assert not heard(mirror, "MODIFIED", 20)
+    assert mirror.objects == (stored(20),)
+    assert mirror.version == "20"
+
+
+def test_what_others_did_is_known_and_told() -> None:
+    mirror = Mirror()
+    mirror.reset([stored(5), stored(6, "b")], "10")
+    assert heard(mirror, "MODIFIED", 11)
+    assert heard(mirror, "DELETED", 12, "b")
+    assert heard(mirror, "ADDED", 13, "c")
+    assert mirror.objects == (stored(11), stored(13, "c"))
+
+
+def test_what_we_deleted_is_nobody_elses_doing() -> None:
+    mirror = Mirror()
+    mirror.reset([stored(5)], "10")
+    mirror.drop(stored(5))
+    assert not heard(mirror, "DELETED", 11)
+
+
+def test_a_bookmark_says_how_far_a_watch_is_and_nothing_else() -> None:
+    mirror = Mirror()
+    mirror.reset([stored(5)], "10")
+    event = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "99"}}}
+    assert not mirror.hear(event)
+    assert (mirror.version, mirror.objects) == ("99", (stored(5),))
 
 
 # Pace

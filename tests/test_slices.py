@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Device, Door, Effect, Taint
 from kata_gpu.model.slices import NodeIdentity, Object, SliceChanges
 from kata_gpu.plan.kubernetes import slices
+from kata_gpu.plan.kubernetes.names import DNS_LABEL
 from tests.api_server import validation
 from tests.kubernetes_devices import bundle, gpu, with_taint
 
@@ -281,11 +282,11 @@ def test_many_boards_have_their_counters_in_further_slices() -> None:
 
 # Whatever the devices are
 
-_NAMES: Final = st.one_of(st.from_regex(slices.DNS_LABEL, fullmatch=True), st.text(max_size=70))
+_NAMES: Final = st.one_of(st.from_regex(DNS_LABEL, fullmatch=True), st.text(max_size=70))
 _TAINTS: Final = st.builds(
     Taint,
     key=st.from_regex(r"kata-gpu\.io/[a-z]{1,20}", fullmatch=True),
-    value=st.from_regex(r"[a-z]{0,20}", fullmatch=True),
+    value=st.text(max_size=70),
     effect=st.sampled_from(Effect),
 )
 _ANY_DEVICE: Final = st.builds(

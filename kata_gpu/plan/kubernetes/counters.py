@@ -6,7 +6,6 @@ the device takes that takes most of it: all of a bundle's members, or all functi
 Source: resource.k8s.io/v1, sharedCounters and consumesCounters; KEP-4815 (limits).
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Final
 
 from kata_gpu.model.kubernetes import Device
 from kata_gpu.model.slices import Object
+from kata_gpu.plan.kubernetes.names import dns_label
 
 SETS_MAX: Final = 8
 """Counter sets of a slice."""
@@ -22,7 +22,6 @@ COUNTERS_MAX: Final = 32
 """Counters of a set."""
 
 CONSUMED_SETS_MAX: Final = 2
-_NAME_MAX: Final = 63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +69,7 @@ def _counts(device: Device) -> dict[str, int]:
     """Return what a device takes, by names that the API has for counters."""
     found: dict[str, int] = {}
     for key, number in device.counts.items():
-        name = re.sub(r"[^a-z0-9-]", "-", key.lower())[:_NAME_MAX].strip("-")
+        name = dns_label(key)
         if name and number > 0:
             found[name] = found.get(name, 0) + number
     return found

@@ -13,6 +13,7 @@ from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.platform import Tee
 from kata_gpu.model.report import NodeState
 from kata_gpu.model.unit import UnitState
+from kata_gpu.plan.kubernetes.names import label_value
 from kata_gpu.plan.runtime.classes import READY
 
 COUNT: Final = "kata-gpu.io/gpu.count"
@@ -21,7 +22,6 @@ BLUEPRINT: Final = "kata-gpu.io/blueprint"
 CC_MODE: Final = "nvidia.com/cc.mode.state"
 CC_READY: Final = "nvidia.com/cc.ready.state"
 _MIXED: Final = "mixed"
-_VALUE_MAX: Final = 63
 _TEES: Final = {"snp": Tee.SEV_SNP, "tdx": Tee.TDX}
 _USABLE: Final = frozenset({UnitState.AVAILABLE, UnitState.IN_USE})
 _CC_READY: Final = {"on": "true", "ppcie": "true", "off": "false"}
@@ -92,9 +92,3 @@ def _name(gpu: PciFunction) -> str:
     match = _SHORT_NAME.fullmatch(name)
     ids = f"{gpu.identity.vendor:04x}-{gpu.identity.device:04x}"
     return label_value(match[1] if match else name) or ids
-
-
-def label_value(text: str) -> str:
-    """Return *text* as a label's value has it: letters, digits and marks, at most 63 of them."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
-    return safe.lstrip("._-")[:_VALUE_MAX].rstrip("._-")

@@ -15,6 +15,7 @@ from typing import Any, Final
 from kata_gpu.model.kubernetes import Attribute, Device, Door, Taint
 from kata_gpu.model.slices import NodeIdentity, Object, SliceChanges
 from kata_gpu.plan.kubernetes import counters
+from kata_gpu.plan.kubernetes.names import DNS_LABEL, label_value
 
 API_VERSION: Final = "resource.k8s.io/v1"
 DEVICES_MAX: Final = 64
@@ -25,7 +26,6 @@ FIELDS_MAX: Final = 32
 
 TAINTS_MAX: Final = 16
 TEXT_MAX_BYTES: Final = 64
-DNS_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DOMAIN: Final = re.compile(
     r"(?=.{1,63}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*"
 )
@@ -182,8 +182,9 @@ def _taints(device: Device) -> list[Taint]:
 
 
 def _taint(taint: Taint) -> Object:
-    value = {"value": taint.value} if taint.value else {}
-    return {"key": taint.key, **value, "effect": taint.effect.value}
+    value = label_value(taint.value)
+    told = {"value": value} if value else {}
+    return {"key": taint.key, **told, "effect": taint.effect.value}
 
 
 def plan(

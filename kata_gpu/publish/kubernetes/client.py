@@ -21,6 +21,7 @@ import yaml
 
 from kata_gpu.errors import HostError
 from kata_gpu.model.slices import Object
+from kata_gpu.publish.kubernetes import shapes
 from kata_gpu.publish.kubernetes.errors import TEXT_MAX, ApiError, refusal, text_of
 from kata_gpu.publish.kubernetes.watching import Watch
 
@@ -112,11 +113,13 @@ class KubernetesClient:
 
     async def get_node(self, name: str) -> Object:
         """Return a Node."""
-        return await self._ask("GET", _path("/api/v1/nodes", name))
+        found = await self._ask("GET", _path("/api/v1/nodes", name))
+        return shapes.identified(found, f"get node {name}")
 
     async def get_claim(self, namespace: str, name: str, *, timeout_s: float = TIMEOUT_S) -> Object:
         """Return a ResourceClaim."""
-        return await self._ask("GET", _claim_path(namespace, name), timeout_s=timeout_s)
+        found = await self._ask("GET", _claim_path(namespace, name), timeout_s=timeout_s)
+        return shapes.identified(found, f"get ResourceClaim {namespace}/{name}")
 
     async def list_slices(self, driver: str, node: str) -> Listing:
         """Return the ResourceSlices of a driver and a node, as they are at this moment.
@@ -125,16 +128,24 @@ class KubernetesClient:
             NotFoundError: the server has no ``resource.k8s.io/v1``.
         """
         found = await self._ask("GET", _SLICES, {"fieldSelector": _selector(driver, node)})
-        items = tuple(found.get("items") or ())
-        return Listing(items=items, version=str(found["metadata"]["resourceVersion"]))
+        what = "list ResourceSlices"
+        items = found.get("items") or ()
+        return Listing(
+            items=tuple(shapes.resource_slice(item, what) for item in items),
+            version=shapes.version(found, what),
+        )
 
     async def create_slice(self, body: Object) -> Object:
         """Create a ResourceSlice, and return it as stored."""
-        return await self._ask("POST", _SLICES, body=body)
+        return shapes.resource_slice(
+            await self._ask("POST", _SLICES, body=body), "create a ResourceSlice"
+        )
 
     async def replace_slice(self, body: Object) -> Object:
         """Replace the ResourceSlice of that name, uid and version; return it as stored."""
-        return await self._ask("PUT", _path(_SLICES, body["metadata"]["name"]), body=body)
+        name = body["metadata"]["name"]
+        found = await self._ask("PUT", _path(_SLICES, name), body=body)
+        return shapes.resource_slice(found, f"replace ResourceSlice {name}")
 
     async def delete_slice(self, stored: Object) -> None:
         """Delete a ResourceSlice if it still is what was *stored*."""
@@ -201,7 +212,8 @@ class KubernetesClient:
 
     async def create_event(self, body: Object) -> Object:
         """Create an ``events.k8s.io/v1`` Event."""
-        return await self._ask("POST", _events_path(body["metadata"]["namespace"]), body=body)
+        path = _events_path(body["metadata"]["namespace"])
+        return shapes.identified(await self._ask("POST", path, body=body), "create an Event")
 
     async def patch_event(self, namespace: str, name: str, body: Object) -> Object:
         """Merge *body* into an Event."""

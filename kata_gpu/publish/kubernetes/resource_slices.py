@@ -131,10 +131,8 @@ class SlicePublisher:
             finally:
                 watch.close()
             if isinstance(watch.failure, ExpiredError):
-                log.debug("list the ResourceSlices of %s again", self._driver)
-                await self._look()
-                self._is_wanted = True
-            elif watch.failure is not None:
+                raise watch.failure  # to list again, after a pause
+            if watch.failure is not None:
                 await asyncio.sleep(self._reading.failed(watch.failure))
             else:
                 self._reading.succeeded()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
+from kata_gpu.publish.kubernetes import shapes
 from kata_gpu.publish.kubernetes.errors import ApiError, refusal
 
 _LINE_MAX_BYTES: Final = 16 * 1024 * 1024
@@ -94,12 +95,20 @@ class Watch:
         for line in _lines(response):
             if self._is_closed:
                 return
-            event = json.loads(line)
-            if event.get("type") == "ERROR":
-                status = event.get("object") or {}
-                raise refusal(_WHAT, int(status.get("code") or 0), json.dumps(status).encode())
-            self._told.append(event)
+            self._told.append(_event(json.loads(line)))
             self._wake()
+
+
+def _event(told: Any) -> dict[str, Any]:
+    """Return an event as it was told; ApiError for one that is none, or that tells of an error."""
+    kind, found = told.get("type"), told.get("object")
+    if kind == "ERROR":
+        raise refusal(_WHAT, int(found.get("code") or 0), json.dumps(found).encode())
+    if kind == "BOOKMARK":
+        shapes.version(found, _WHAT)
+    else:
+        shapes.resource_slice(found, _WHAT)
+    return {"type": kind, "object": found}
 
 
 def _lines(response: Any) -> Iterator[bytes]:
