@@ -20,16 +20,16 @@ SECOND: Final = "0000-02-00-0"
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
+def node(short_path: Path) -> Node:
     """Two GPUs on VFIO; the root of its files is that of a host."""
     devices = (device(1), device(2))
-    return Node(tmp_path / "var/lib/kubelet", Turns({one.name: one for one in devices}))
+    return Node(short_path / "var/lib/kubelet", Turns({one.name: one for one in devices}))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(short_path: Path) -> Path:
     """The CDI directory."""
-    made = tmp_path / "var/run/cdi"
+    made = short_path / "var/run/cdi"
     made.mkdir(parents=True)
     return made
 

@@ -8,7 +8,6 @@ Source: kubelet's plugin watcher and device manager; the length is that of sun_p
 
 import contextlib
 import os
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -75,27 +74,23 @@ async def serve(
 ) -> AsyncIterator[None]:
     """Answer on the socket at *path* until the block ends; then the path is gone.
 
-    It appears there when it is served and has its mode, since kubelet dials what appears. Who is
-    being answered at the end is finished with, for as long as *grace_s*.
+    Who is being answered then is finished with, for as long as *grace_s*.
 
     Raises:
         HostError: the path is too long, or the socket cannot be made there.
     """
-    _address(path)
-    hidden = path.with_name(f".{secrets.token_hex(3)}")  # which kubelet's watcher passes over
+    address = _address(path)
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers(tuple(service.handler() for service in services))
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
     try:
-        server.add_insecure_port(_address(hidden))
-    except RuntimeError as error:
+        server.add_insecure_port(address)
+        path.chmod(mode)
+    except (RuntimeError, OSError) as error:
         raise HostError(f"cannot serve on {path}: {error}") from error
     await server.start()
     try:
-        try:
-            hidden.chmod(mode)
-            hidden.rename(path)
-        except OSError as error:
-            raise HostError(f"cannot serve on {path}: {error.strerror}") from error
         yield
     finally:
         await server.stop(grace=grace_s)
