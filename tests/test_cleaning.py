@@ -168,7 +168,7 @@ def slow_the_link(kernel: FakeKernel) -> None:
 
 
 def come_back_with(kernel: FakeKernel, memory: bytes) -> None:
-    """Let the device come back with its configuration space, and this at its memory's start."""
+    """Let the device come back with its configuration space, and its memory begin with this."""
 
     def show(path: str, _value: str) -> None:
         if path == RESET:

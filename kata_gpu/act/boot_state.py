@@ -2,9 +2,10 @@
 
 The first register of its memory names the chip. A GPU that fell off the bus reads as ones there,
 and one whose inner bus does not answer as an error code, though its configuration space may be
-as it should. Zero names no chip and is no error either: so reads what only has a GPU's
-ids. The register is read only where that is harmless and means something: the function decodes
-its memory and is awake. A GPU that VFIO holds and nobody uses mostly sleeps.
+as it should. Zero names no chip and is no error either: so reads what only has a GPU's ids.
+
+The register is read only where that is harmless and means something: the function decodes its
+memory and is awake. A GPU that VFIO holds and nobody uses mostly sleeps.
 
 Source: NVIDIA open-gpu-kernel-modules, dev_boot.h (NV_PMC_BOOT_0) and nv_ref.h.
 """
