@@ -52,6 +52,9 @@ _RANDOM: Final = random.SystemRandom()
 Identity = tuple[int, int, int]
 """Device, inode and change time: a new file at a path may have the old one's inode."""
 
+Others = frozenset[tuple[str, Identity | None]]
+"""Names of sockets, each with which one it is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
@@ -87,7 +90,7 @@ class _Known:
     begun: int
     ended: int
     at_s: float
-    others: frozenset[str]
+    others: Others
     """Sockets of other agents."""
 
 
@@ -116,6 +119,9 @@ class Registration:
         self._pace = pace
         self._kubelet = plugin.directory / KUBELET_SOCKET
         self._known: _Known | None = None
+        self._told_at: float | None = None
+        """When kubelet was last told of the socket that is served now, by the clock of files."""
+
         self._tried: Identity | None = None
         self._patience = _Patience()
         self._woken = asyncio.Event()
@@ -130,30 +136,32 @@ class Registration:
         while True:
             try:
                 async with sockets.serve(self._plugin.socket, self._plugin.service):
-                    await self._while_served()
+                    why = await self._while_served()
                 self._patience.grow()
-                self._forget("its socket was removed; a new one is made")
+                self._forget(why)
             except (HostError, OSError) as error:
                 self._forget(str(error), logging.WARNING)
                 self._patience.grow()
                 await self._rest()
 
-    async def _while_served(self) -> None:
-        """Register whenever it is needed; return when the socket is not ours any more."""
+    async def _while_served(self) -> str:
+        """Register whenever it is needed; return why the socket has to be made anew."""
         own = _identity(self._plugin.socket)
         if own is None:
             raise HostError(
                 f"cannot keep {self._plugin.socket}: it is removed as soon as it is made"
             )
+        self._told_at = None
         while own == _identity(self._plugin.socket):
             kubelet = _identity(self._kubelet)
             others = frozenset(self._others())
             self._notice(kubelet, others)
-            if self._known is None:
-                await self._register_if_due(kubelet, others)
+            if self._known is None and not await self._register_if_due(kubelet, others):
+                return "it registered after a later agent, which is told by a new socket"
             await self._rest()
+        return "its socket was removed; a new one is made"
 
-    def _notice(self, kubelet: Identity | None, others: frozenset[str]) -> None:
+    def _notice(self, kubelet: Identity | None, others: Others) -> None:
         """Find out whether kubelet has forgotten us."""
         if kubelet is not None and kubelet != self._tried:
             self._tried = kubelet
@@ -166,7 +174,7 @@ class Registration:
             self._patience.grow()
             self._forget(why)
 
-    def _loss(self, known: _Known, others: frozenset[str]) -> str | None:
+    def _loss(self, known: _Known, others: Others) -> str | None:
         streams = self._plugin.streams
         if streams.ended > known.ended:
             return "kubelet's ListAndWatch has ended"
@@ -178,17 +186,32 @@ class Registration:
             return "another agent has come or gone"
         return None
 
-    async def _register_if_due(self, kubelet: Identity | None, others: frozenset[str]) -> None:
+    async def _register_if_due(self, kubelet: Identity | None, others: Others) -> bool:
+        """Register, or say why not; tell whether to go on with this socket.
+
+        Two that register at once do not see each other, and kubelet keeps the last and says
+        nothing to the first. If that was the later agent, it has to register again.
+        """
         if kubelet is None:
             self._say(f"kubelet does not serve {self._kubelet}; it is waited for")
         elif time.monotonic() < self._patience.until_s:
             pass
         elif (later := await self._later()) is not None:
             self._say(f"a later agent serves {later}, so that this one does not register")
+            return not self._hides(later)
         else:
             await self._register(kubelet, others)
+        return True
 
-    async def _register(self, kubelet: Identity, others: frozenset[str]) -> None:
+    def _hides(self, later: Path) -> bool:
+        """Tell whether kubelet may have us for an agent that was there when it was told of us.
+
+        One that came after registers after, by itself.
+        """
+        made = _identity(later)
+        return self._told_at is not None and made is not None and made[2] < self._told_at * 1e9
+
+    async def _register(self, kubelet: Identity, others: Others) -> None:
         streams = self._plugin.streams
         known = _Known(
             kubelet=kubelet,
@@ -213,6 +236,7 @@ class Registration:
             self._say(problem, logging.WARNING)
         else:
             self._known = known
+            self._told_at = time.time()
             self._registered()
         finally:
             await client.close()
@@ -266,14 +290,14 @@ class Registration:
             if match is not None and name != self._plugin.socket.name:
                 yield match[1], self._plugin.directory / name
 
-    def _others(self) -> Iterator[str]:
+    def _others(self) -> Iterator[tuple[str, Identity | None]]:
         """Yield the sockets that somebody listens on; what killed agents left is removed.
 
         A later agent's is not: it may be about to listen.
         """
         for suffix, path in self._siblings():
             if not _is_dead(path):
-                yield path.name
+                yield path.name, _identity(path)
             elif _age(suffix) < self._own_age:
                 with contextlib.suppress(OSError):
                     path.unlink()
