@@ -1,3 +1,3 @@
 """Give whole GPUs of a node to Kata Containers pod VMs, and give them back."""
 
-__version__ = "0.2.0"
+__version__ = "0.4.0"

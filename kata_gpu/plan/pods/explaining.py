@@ -286,7 +286,10 @@ def _given(case: _Case) -> Iterator[str]:
         gone = "" if offered is None or device.id in offered else ", which no plugin offers now"
         yield f"container {device.container} has {device.resource} {device.id}{gone}"
     if not case.devices and case.uid is not None:
-        yield "kubelet gave it no device of a device plugin; what DRA gives, Kata does not ask for"
+        yield (
+            "kubelet gave it no device of a device plugin; what its claims have, kubectl describe "
+            "resourceclaim tells, and Kata gets it by way of the agent"
+        )
 
 
 def _resolved(case: _Case, device: PodDevice) -> Iterator[str]:
