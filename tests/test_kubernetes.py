@@ -101,6 +101,24 @@ def test_a_unit_that_is_unplugged_stays_listed_and_is_unhealthy(by_plugin: Clust
     by_plugin.run(script)
 
 
+def test_a_node_that_is_gone_and_back_is_told_before_any_turn(by_plugin: Cluster) -> None:
+    kubelet = by_plugin.plugins
+    vfio = by_plugin.kernel.host.path("/dev/vfio/1")
+
+    async def script(agent: Agent) -> None:
+        await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 1)
+        target = vfio.readlink()
+        for _ in range(5):
+            vfio.unlink()
+            await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 0)
+            vfio.symlink_to(target)
+            await kubelet.until(lambda: kubelet.allocatable(RESOURCE) == 1)
+        assert state_of(await agent.status()) == "available"
+
+    by_plugin.run(script)
+    assert kubelet.complaints == []
+
+
 def test_a_kubelet_that_starts_again_has_its_devices_back(by_plugin: Cluster) -> None:
     kubelet = by_plugin.plugins
 

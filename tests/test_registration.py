@@ -15,8 +15,7 @@ import pytest
 
 from kata_gpu.publish.kubelet.registration import Pace, new_suffix
 from tests import memory
-from tests.bench.kubelet import build
-from tests.bench.plugin_process import KUBELET
+from tests.bench.kubelet import KUBELET, build
 from tests.kubelet.device_manager import DeviceManager, kubelet
 from tests.kubelet.plugin_agent import RESOURCE, PluginAgent, agent, gpu, gpus
 
@@ -370,12 +369,14 @@ def test_whatever_happens_in_whatever_order_the_devices_are_there_in_the_end(
 
 def test_an_agent_takes_the_place_of_one_that_was_killed(root: Path) -> None:
     build(root, 20)
-    argv = (sys.executable, "-m", "tests.bench.plugin_process", str(root))
+    argv = (sys.executable, "-m", "kata_gpu", "run", "--root", str(root))
 
     async def main() -> None:
         async with kubelet(root / KUBELET) as manager:
             for _ in range(2):
-                process = await asyncio.create_subprocess_exec(*argv)
+                process = await asyncio.create_subprocess_exec(
+                    *argv, stderr=asyncio.subprocess.DEVNULL
+                )
                 await offered(manager, 8)
                 process.kill()
                 await process.wait()

@@ -81,7 +81,7 @@ async def run(
             ),
             _public(settings, daemon),
         ):
-            with listening(sources, host.sysfs.give_up) as reasons:
+            with listening(sources, end=host.sysfs.give_up, hear=daemon.hear) as reasons:
                 daemon.wake = reasons.wake.set
                 await daemon.turn()
                 async with daemon.publishing():
@@ -141,7 +141,6 @@ async def _turn_until_stopped(
         if watching.follow(daemon.watchable()):
             reasons.wake.set()
         await _wait(reasons.wake, settings.rescan_interval_s)
-        daemon.hear()
         await _wait(reasons.stop, settings.settle_s)  # let what belongs together arrive
         reasons.wake.clear()
         if reasons.stop.is_set():

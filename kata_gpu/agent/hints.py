@@ -73,10 +73,12 @@ class Reasons:
 
 
 @contextmanager
-def listening(sources: Sources, end: Callable[[], None]) -> Iterator[Reasons]:
+def listening(
+    sources: Sources, *, end: Callable[[], None], hear: Callable[[], None]
+) -> Iterator[Reasons]:
     """Turn hints and signals into reasons; a turn that runs meanwhile is not disturbed.
 
-    *end* is called when a signal says stop.
+    *end* is called when a signal says stop, and *hear* at once whenever something was heard.
     """
     reasons = Reasons()
     loop = asyncio.get_running_loop()
@@ -86,6 +88,7 @@ def listening(sources: Sources, end: Callable[[], None]) -> Iterator[Reasons]:
         for hint in source.drain():
             log.debug("heard: %s", hint.text)
             reasons.hear(hint, configuration)
+        hear()
 
     def stopped() -> None:
         reasons.stop.set()

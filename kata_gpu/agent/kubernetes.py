@@ -12,7 +12,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -24,7 +24,14 @@ from kata_gpu.host import Host, boot
 from kata_gpu.host.detour import Guardian
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.iommu import IommuGroup
-from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Device, Door
+from kata_gpu.model.kubernetes import (
+    FABRIC_DRIVER,
+    GPU_DRIVER,
+    Device,
+    Door,
+    Effect,
+    Taint,
+)
 from kata_gpu.model.report import NodeState
 from kata_gpu.plan.kubernetes import preference, slices, taints
 from kata_gpu.publish.kubelet import device_plugins
@@ -92,6 +99,9 @@ class Publishing:
         self._agent = os.environ.get("POD_UID") or secrets.token_hex(8)
         self._drivers = {name: self._driver(name) for name in _DRIVERS}
         self._turned: Turned | None = None
+        self._devices: tuple[Device, ...] = ()
+        """Of that turn, as they stand now."""
+
         self._by_name: dict[str, Device] = {}
         self._plugins: DevicePlugins | None = None
         self._proxy: Proxy | None = None
@@ -118,17 +128,36 @@ class Publishing:
 
     def update(self, turned: Turned) -> None:
         """Tell everybody what a turn left; quick, and never waits."""
-        if self._turned is None or turned.devices != self._turned.devices:
-            self._hands_change()
         self._turned = turned
-        self._by_name = {device.name: device for device in turned.devices}
+        self._show(tuple(map(self._as_it_stands, turned.devices)))
         if self._plugins is not None:
             self._tell(self._plugins)
 
     def hear(self) -> None:
-        """Look at kubelet's sockets now: something near them may have changed."""
-        if self._plugins is not None:
-            self._plugins.hear()
+        """Something was heard: tell of what does not stand any more before a turn finds out why.
+
+        A device is taken from nobody by it, and is back when it stands again.
+        """
+        if self._turned is None or self._plugins is None:
+            return
+        seen = tuple(map(self._as_it_stands, self._turned.devices))
+        if seen != self._devices:
+            self._show(seen)
+            self._tell(self._plugins)
+        self._plugins.hear()
+
+    def _show(self, devices: tuple[Device, ...]) -> None:
+        if devices != self._devices:
+            self._hands_change()
+        self._devices = devices
+        self._by_name = {device.name: device for device in devices}
+
+    def _as_it_stands(self, device: Device) -> Device:
+        why = self._fault(device) if device.is_ready and device.is_healthy else None
+        if why is None:
+            return device
+        taint = Taint(key=f"{device.driver}/unhealthy", value="true", effect=Effect.NO_SCHEDULE)
+        return replace(device, is_healthy=False, reason=why, taints=(*device.taints, taint))
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
@@ -187,7 +216,7 @@ class Publishing:
     def _tell(self, plugins: DevicePlugins) -> None:
         if self._turned is None:
             return
-        devices = self._turned.devices
+        devices = self._devices
         plugins.update(devices)
         if self._client is not None:
             for name in self._wanted(self._turned.blueprint, devices):
@@ -319,7 +348,7 @@ class Publishing:
 
     async def _verify(self, ids: Sequence[str]) -> Mapping[str, Device]:
         """Look anew at devices that a pod is about to get."""
-        known = {device.id: device for device in self._turned.devices} if self._turned else {}
+        known = {device.id: device for device in self._devices}
         for name in ids:
             why = self._fault(known[name]) if name in known else "it is gone"
             if why is not None:
@@ -367,7 +396,7 @@ class Publishing:
             self._proxy.forget()
 
     def _ours(self) -> Ours | None:
-        return Ours.of(() if self._turned is None else self._turned.devices, self._node)
+        return Ours.of(self._devices, self._node)
 
 
 def node_name(kubernetes: Kubernetes) -> str:

@@ -1,4 +1,4 @@
-"""An agent's device plugin against a kubelet, on a synthetic node with eight GPUs.
+"""The agent against a kubelet, on a synthetic node with eight GPUs.
 
 The program that plays kubelet is Python as well, and its own share is in every figure: beside
 Allocate stands the round trip of a call that does nothing. The peers' figures are of another
@@ -22,9 +22,11 @@ from kata_gpu.publish.kubelet import sockets
 from kata_gpu.publish.kubelet.protos import device_plugin_v1beta1_pb2 as pb
 from tests import memory
 from tests.bench import timing
-from tests.bench.plugin_process import KUBELET, NODES, RESOURCE
 from tests.kubelet.device_manager import DeviceManager, kubelet
 
+RESOURCE: Final = "nvidia.com/pgpu"
+KUBELET: Final = "kubelet"  # short: a socket's path is
+NODES: Final = "dev/vfio"
 _GPUS: Final = 8
 _STARTS: Final = {150: 5, 600: 3, 4096: 3}
 _CALLS: Final = 1000
@@ -200,8 +202,10 @@ async def _offered(manager: DeviceManager, count: int) -> None:
 @asynccontextmanager
 async def _agent(root: Path) -> AsyncIterator[_Child]:
     started = time.perf_counter()
-    argv = (sys.executable, "-m", "tests.bench.plugin_process", str(root))
-    process = await asyncio.create_subprocess_exec(*argv, stdin=asyncio.subprocess.DEVNULL)
+    argv = (sys.executable, "-m", "kata_gpu", "run", "--root", str(root))
+    process = await asyncio.create_subprocess_exec(
+        *argv, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
     try:
         yield _Child(process, started)
     finally:
@@ -219,18 +223,37 @@ def build(root: Path, size: int) -> None:
         folder.mkdir(parents=True)
     for name in ("bus/pci/drivers/vfio-pci", "bus/pci/drivers/mlx5_core", "class/iommu/dmar0"):
         (root / "sys" / name).mkdir(parents=True)
+    drivers = root / "sys/module/vfio_pci/drivers"
+    drivers.mkdir(parents=True)
+    (drivers / "pci:vfio-pci").symlink_to(root / "sys/bus/pci/drivers/vfio-pci")
     (root / "proc/sys/kernel/osrelease").write_text("6.12.0\n")
     for number in range(_GPUS):
         bridge = f"devices/pci0000:{number:02x}/0000:{number:02x}:01.0"
         _function(root / "sys", bridge, group=100 + number, class_code="0x060400")
         gpu = f"{bridge}/0000:{number + 0x40:02x}:00.0"
         _function(root / "sys", gpu, group=number, class_code="0x030200", driver="vfio-pci")
-        (nodes / str(number)).symlink_to("/dev/null")
+        (nodes / str(number)).symlink_to("/dev/full")  # which nobody opens
     for number in range(size - 2 * _GPUS):
         domain, slot = divmod(number, 8192)
         bus = f"{domain + 1:04x}:{slot // 32:02x}"
         nic = f"devices/pci{bus}/{bus}:{slot % 32:02x}.0"
         _function(root / "sys", nic, group=200 + number, class_code="0x020000", driver="mlx5_core")
+    _configure(root)
+
+
+def _configure(root: Path) -> None:
+    """Have the agent adopt the GPUs: nothing has to be bound, which sysfs alone could do."""
+    gpus = ", ".join(f'{{ address = "0000:{n + 0x40:02x}:00.0" }}' for n in range(_GPUS))
+    for path, text in {
+        "etc/kata-gpu/blueprint.toml": f'schema = 1\nversion = "bench"\n[[pool]]\nname = "gpus"\n'
+        f'mode = "passthrough"\nresource = "{RESOURCE}"\nselect = [{gpus}]\n',
+        "etc/kata-gpu/agent.toml": f'[kubernetes]\nnode_name = "node-1"\napi = false\n'
+        f'kubelet_directory = "/{KUBELET}"\n',
+        "proc/sys/kernel/random/boot_id": "01234567-89ab-4def-8123-456789abcdef\n",
+    }.items():
+        at = root / path
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.write_text(text)
 
 
 def _function(sys_: Path, at: str, *, group: int, class_code: str, driver: str = "") -> None:
