@@ -35,7 +35,7 @@ from kata_gpu.observe.metrics import Measures
 from kata_gpu.settings.agent import Settings
 
 if TYPE_CHECKING:
-    from kata_gpu.agent.kubernetes import Publishing, Turned
+    from kata_gpu.agent.kubernetes import Publishing
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ class _Daemon:
         )
         _log_changes(before, self._state)
         if self._publishing is not None:
-            self._publishing.update(self._turned(turn, self._state))
+            self._publish(self._publishing, turn, self._state)
 
     def _take(self, hopeless: Mapping[str, Setback], opened: frozenset[str]) -> Turn:
         """Do what the blueprint asks for; only look where the ledger cannot be trusted."""
@@ -297,25 +297,11 @@ class _Daemon:
         if self._publishing is not None:
             self._publishing.hear()
 
-    def _turned(self, turn: Turn, state: NodeState) -> "Turned":
-        from kata_gpu.agent.kubernetes import Turned  # noqa: PLC0415 - as above
-        from kata_gpu.plan import kubernetes  # noqa: PLC0415
-        from kata_gpu.plan.kubernetes import labels  # noqa: PLC0415
+    def _publish(self, publishing: "Publishing", turn: Turn, state: NodeState) -> None:
+        from kata_gpu.agent.offered import Turned  # noqa: PLC0415 - as above
 
-        devices = kubernetes.devices(
-            self._blueprint,
-            turn.inventory,
-            self._ledger,
-            state.units,
-            cdi_directory=self._settings.cdi_directory,
-        )
-        return Turned(
-            blueprint=self._blueprint,
-            state=state,
-            devices=devices,
-            groups=turn.inventory.by_group(),
-            labels=labels.labels(state, self._blueprint, turn.inventory.by_address(), devices),
-        )
+        cdi = self._settings.cdi_directory
+        publishing.update(Turned.of(turn, state, self._blueprint, self._ledger, cdi_directory=cdi))
 
     @property
     def _ledger(self) -> Ledger:

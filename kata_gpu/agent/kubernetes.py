@@ -12,26 +12,17 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
 from kata_gpu import __version__
 from kata_gpu.agent import asking
-from kata_gpu.discover import standing
+from kata_gpu.agent.offered import Offered, Turned
 from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import Host, boot
 from kata_gpu.host.detour import Guardian
 from kata_gpu.model.blueprint import Blueprint
-from kata_gpu.model.iommu import IommuGroup
-from kata_gpu.model.kubernetes import (
-    FABRIC_DRIVER,
-    GPU_DRIVER,
-    Device,
-    Door,
-    Effect,
-    Taint,
-)
+from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Device, Door
 from kata_gpu.model.report import NodeState
 from kata_gpu.plan.kubernetes import preference, slices, taints
 from kata_gpu.publish.kubelet import device_plugins
@@ -64,18 +55,6 @@ Look = Callable[[], Awaitable[object]]
 """Takes a turn that begins after the call, and tells of it by `Publishing.update`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turned:
-    """What a turn left."""
-
-    blueprint: Blueprint
-    state: NodeState
-    devices: tuple[Device, ...] = ()
-    groups: Mapping[int, IommuGroup]
-    labels: Mapping[str, str]
-    """Of the Node, by key."""
-
-
 class Publishing:
     """All that Kubernetes hears of this node; :meth:`serve` it after the first turn."""
 
@@ -98,11 +77,7 @@ class Publishing:
         self._suffix = new_suffix()
         self._agent = os.environ.get("POD_UID") or secrets.token_hex(8)
         self._drivers = {name: self._driver(name) for name in _DRIVERS}
-        self._turned: Turned | None = None
-        self._devices: tuple[Device, ...] = ()
-        """Of that turn, as they stand now."""
-
-        self._by_name: dict[str, Device] = {}
+        self._offered = Offered(host, self._hands_change)
         self._plugins: DevicePlugins | None = None
         self._proxy: Proxy | None = None
         self._kata_was_led = asyncio.Event()
@@ -128,8 +103,7 @@ class Publishing:
 
     def update(self, turned: Turned) -> None:
         """Tell everybody what a turn left; quick, and never waits."""
-        self._turned = turned
-        self._show(tuple(map(self._as_it_stands, turned.devices)))
+        self._offered.update(turned)
         if self._plugins is not None:
             self._tell(self._plugins)
 
@@ -138,26 +112,10 @@ class Publishing:
 
         A device is taken from nobody by it, and is back when it stands again.
         """
-        if self._turned is None or self._plugins is None:
-            return
-        seen = tuple(map(self._as_it_stands, self._turned.devices))
-        if seen != self._devices:
-            self._show(seen)
-            self._tell(self._plugins)
-        self._plugins.hear()
-
-    def _show(self, devices: tuple[Device, ...]) -> None:
-        if devices != self._devices:
-            self._hands_change()
-        self._devices = devices
-        self._by_name = {device.name: device for device in devices}
-
-    def _as_it_stands(self, device: Device) -> Device:
-        why = self._fault(device) if device.is_ready and device.is_healthy else None
-        if why is None:
-            return device
-        taint = Taint(key=f"{device.driver}/unhealthy", value="true", effect=Effect.NO_SCHEDULE)
-        return replace(device, is_healthy=False, reason=why, taints=(*device.taints, taint))
+        if self._plugins is not None:
+            if self._offered.look_again():
+                self._tell(self._plugins)
+            self._plugins.hear()
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
@@ -214,19 +172,19 @@ class Publishing:
         return found
 
     def _tell(self, plugins: DevicePlugins) -> None:
-        if self._turned is None:
+        turned, devices = self._offered.turned, self._offered.devices
+        if turned is None:
             return
-        devices = self._devices
         plugins.update(devices)
         if self._client is not None:
-            for name in self._wanted(self._turned.blueprint, devices):
+            for name in self._wanted(turned.blueprint, devices):
                 self._begin(name, partial(self._drive, self._drivers[name]))
                 self._publish(self._client, name)
         for driver in self._drivers.values():
             driver.changed()
         for publisher in self._publishers.values():
             publisher.update(devices)
-        self._tell_of_the_node(self._turned)
+        self._tell_of_the_node(turned)
         if self._proxy is not None and self._guardian is not None:
             asking.hold(self._guardian)
 
@@ -274,7 +232,7 @@ class Publishing:
         )
         agent = Agent(
             get_claim=self._claim,
-            devices=lambda: self._by_name,
+            devices=lambda: self._offered.by_name,
             bring=self._bring,
             let_go=self._let_go,
         )
@@ -292,14 +250,14 @@ class Publishing:
 
     async def _drive(self, driver: DraDriver) -> None:
         async with driver.serve():
-            await asyncio.Event().wait()
+            await self._for_ever()
 
     async def _answer_kata(self, guardian: Guardian) -> None:
         try:
             async with asking.answering(guardian, self._ours) as proxy:
                 self._proxy = proxy
                 self._kata_was_led.set()
-                await asyncio.Event().wait()
+                await self._for_ever()
         finally:
             self._proxy = None
             self._kata_was_led.set()
@@ -316,7 +274,7 @@ class Publishing:
             if self._plugins is not None:
                 self._tell(self._plugins)
             try:
-                await asyncio.Event().wait()
+                await self._for_ever()
             finally:
                 self._client = None
 
@@ -338,6 +296,13 @@ class Publishing:
                 self._troubles[what] = repr(error)
             await asyncio.sleep(_RETRY_S)
 
+    async def _for_ever(self) -> None:
+        """Wait until the chore that calls this is ended: it works."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._troubles.pop(task.get_name(), None)
+        await asyncio.Event().wait()
+
     async def _end(self) -> None:
         """End every chore; those that came last, which need the others, first."""
         for chore in reversed(self._chores.values()):
@@ -347,27 +312,11 @@ class Publishing:
     # What they ask of the agent
 
     async def _verify(self, ids: Sequence[str]) -> Mapping[str, Device]:
-        """Look anew at devices that a pod is about to get."""
-        known = {device.id: device for device in self._devices}
-        for name in ids:
-            why = self._fault(known[name]) if name in known else "it is gone"
-            if why is not None:
-                self._wake()
-                raise HostError(f"cannot give {name} to a pod: {why}")
-        self._hands_change()
-        return {name: known[name] for name in ids}
-
-    def _fault(self, device: Device) -> str | None:
-        if self._turned is None:
-            return "the agent has not looked yet"
-        units = {unit.id: unit for unit in self._turned.state.units}
-        for name in device.units:
-            if name not in units:
-                return f"{name} is gone"
-            why = standing.fault(self._host, units[name], self._turned.groups)
-            if why is not None:
-                return why
-        return None
+        try:
+            return self._offered.verified(ids)
+        except HostError:
+            self._wake()
+            raise
 
     async def _claim(self, namespace: str, name: str) -> Mapping[str, Any] | None:
         if self._client is None:
@@ -380,7 +329,7 @@ class Publishing:
 
     async def _bring(self, units: frozenset[str]) -> Mapping[str, Device]:
         await self._look()
-        devices = self._by_name
+        devices = self._offered.by_name
         for device in devices.values():
             if not device.is_ready and not device.is_bundle and units.intersection(device.units):
                 raise HostError(f"cannot bind {device.id} for a pod: {device.reason}")
@@ -396,7 +345,7 @@ class Publishing:
             self._proxy.forget()
 
     def _ours(self) -> Ours | None:
-        return Ours.of(self._devices, self._node)
+        return Ours.of(self._offered.devices, self._node)
 
 
 def node_name(kubernetes: Kubernetes) -> str:
