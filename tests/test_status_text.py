@@ -108,6 +108,24 @@ def test_a_holder_of_another_version_is_an_answer_of_another_version(kernel: Fak
     assert "it is of another version" in complaint(shown(kernel, answer))
 
 
+def test_what_keeps_kubernetes_from_hearing_of_the_node_is_told(kernel: FakeKernel) -> None:
+    told = {
+        "node": "n",
+        "device_plugins": [
+            {"resource": "a.io/b", "registered_at": None, "problem": "kubelet does not serve"},
+            {"resource": "a.io/c", "registered_at": "2026-01-01T00:00:00+00:00", "problem": None},
+        ],
+        "dra_drivers": [{"driver": "d.io", "standing": "refused", "problem": "no such version"}],
+        "troubles": {"API server": "cannot reach it"},
+    }
+    done = shown(kernel, {**status_of(kernel), "kubernetes": told})
+    assert [line for line in done.stdout.splitlines() if line.startswith("kubernetes: ")] == [
+        "kubernetes: a.io/b: kubelet does not serve",
+        "kubernetes: d.io: no such version",
+        "kubernetes: API server: cannot reach it",
+    ]
+
+
 def test_every_state_has_a_colour() -> None:
     assert set(output.STATES) == set(UnitState)
 

@@ -72,6 +72,7 @@ def _text(state: dict[str, Any], *, is_wide: bool) -> str:
         for finding in state["findings"]
     ]
     lines += [f"problem: {p['subject']}: {p['reason']}" for p in state["problems"]]
+    lines += _kubernetes(state.get("kubernetes", {}))
     if "read_only" in state:
         lines.append(output.coloured(f"read-only: {state['read_only']}", "bad"))
     if "blueprint_error" in state:
@@ -79,6 +80,16 @@ def _text(state: dict[str, Any], *, is_wide: bool) -> str:
     if "turn_error" in state:
         lines.append(output.coloured(f"this is old: {state['turn_error']}", "bad"))
     return "\n".join(lines)
+
+
+def _kubernetes(told: dict[str, Any]) -> Iterable[str]:
+    """Yield what keeps Kubernetes from hearing of the node."""
+    for kind, name in (("device_plugins", "resource"), ("dra_drivers", "driver")):
+        for part in told.get(kind, ()):
+            if part["problem"]:
+                yield f"kubernetes: {part[name]}: {part['problem']}"
+    for what, trouble in told.get("troubles", {}).items():
+        yield f"kubernetes: {what}: {trouble}"
 
 
 def _why(unit: dict[str, Any]) -> Iterable[str]:
