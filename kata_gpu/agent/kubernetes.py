@@ -129,7 +129,7 @@ class Publishing:
             self._plugins = await stack.enter_async_context(plugins)
             directory = self._kubernetes.features_directory
             if directory is not None:
-                self._label(to_feature_file(self._host.path(directory)))
+                self._label(to_feature_file(self._host.path(directory)), Pacing(start_spread_s=0))
             self._tell(self._plugins)
             if self._kubernetes.api:
                 self._begin("API server", self._speak_to_server)
@@ -244,8 +244,8 @@ class Publishing:
             self._publishers[name] = publisher
             self._begin(f"slices of {name}", publisher.run)
 
-    def _label(self, write: Write) -> None:
-        self._labels = LabelPublisher(write, self._pacing)
+    def _label(self, write: Write, pacing: Pacing) -> None:
+        self._labels = LabelPublisher(write, pacing)
         self._begin("labels", self._labels.run)
 
     async def _drive(self, driver: DraDriver) -> None:
@@ -267,7 +267,7 @@ class Publishing:
         async with client.connected(self._kubernetes.kubeconfig, agent=agent) as connected:
             self._client = connected
             if self._labels is None:
-                self._label(to_node(connected, self._node))
+                self._label(to_node(connected, self._node), self._pacing)
             if self._events is None:
                 self._events = EventPublisher(connected, self._node, self._pacing)
                 self._begin("events", self._events.run)
