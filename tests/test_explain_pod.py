@@ -170,6 +170,64 @@ def test_ids_of_an_old_kubelet_are_a_list(kernel: FakeKernel) -> None:
     assert found.registered == {KIND: ("a",)}
 
 
+def claim_state(kernel: FakeKernel, *names: str, key: str = "Entries", uid: str = UID) -> None:
+    """Let kubelet have prepared a claim of the pod, whose devices have these CDI names."""
+    device = {
+        "PoolName": "n",
+        "DeviceName": "d",
+        "RequestNames": ["gpu"],
+        "CDIDeviceIDs": list(names),
+    }
+    state = {
+        "ClaimUID": "u",
+        "ClaimName": "c",
+        "Namespace": "ml",
+        "PodUIDs": {uid: {}},
+        "DriverState": {"gpu.kata-passthrough.io": {"Devices": [device, device]}},
+    }
+    text = json.dumps({"kind": "DRACheckpoint", key: [state]})
+    path = f"{pods.KUBELET}/{pods.CLAIMS}".removeprefix("/")
+    kernel.tree.text(path, json.dumps({"Data": text, "Checksum": 1}))
+
+
+@pytest.mark.parametrize("key", ["Entries", "ClaimInfoStateList"])
+def test_what_a_claim_has_is_explained_like_what_a_plugin_gave(
+    key: str, kernel: FakeKernel
+) -> None:
+    (kernel.tree.root / CHECKPOINT).unlink()
+    claim_state(kernel, f"{KIND}={nodes.GPU}", key=key)
+    found = explained(kernel)
+    assert found.is_in_order
+    assert found.headline == "pod ml/train-0 has 1 device, and nothing was found in the way"
+    assert f"claim c has {KIND} {nodes.GPU}" in whole(found)
+    claim_state(kernel, f"{KIND}=0000:99:00.0", key=key)
+    found = explained(kernel)
+    assert found.causes[0].what.startswith(f"claim c has {KIND}=0000:99:00.0, which is in no CDI")
+
+
+def test_the_claims_of_other_pods_are_not_this_ones(kernel: FakeKernel) -> None:
+    claim_state(kernel, f"{KIND}=0000:99:00.0", uid=OLDER)
+    assert "claim c" not in whole(explained(kernel))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"Data": 7}',
+        '{"Data": "[]"}',
+        '{"Data": "{\\"Entries\\": [7]}"}',
+        json.dumps({"Data": json.dumps({"Entries": [{"PodUIDs": None, "DriverState": None}]})}),
+        "[" * 100_000,
+    ],
+)
+def test_claims_of_another_form_are_unknown(text: str, kernel: FakeKernel) -> None:
+    path = f"{pods.KUBELET}/{pods.CLAIMS}".removeprefix("/")
+    kernel.tree.text(path, text)
+    assert "what its claims have is not known: cannot read" in whole(explained(kernel))
+
+
 def test_a_device_that_its_plugin_offers_no_more_is_told(kernel: FakeKernel) -> None:
     path = kernel.tree.root / CHECKPOINT
     found = json.loads(path.read_text())

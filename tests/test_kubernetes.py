@@ -1,6 +1,7 @@
 """The whole agent between a kernel, a kubelet and an API server."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -148,6 +149,26 @@ def test_a_claim_for_a_bound_unit_is_prepared_and_leaves_it_bound(by_dra: Cluste
 
     by_dra.run(script)
     assert by_dra.dra.errors == []
+
+
+def test_a_workload_reads_of_its_devices_where_the_settings_say_so(by_dra: Cluster) -> None:
+    assert by_dra.settings.kubernetes is not None
+    by_dra.settings = replace(
+        by_dra.settings, kubernetes=replace(by_dra.settings.kubernetes, device_metadata=True)
+    )
+
+    async def script(_agent: Agent) -> None:
+        await until(lambda: by_dra.dra.plugins, "the registration")
+        by_dra.claims.give("c", DEVICE)
+        device, metadata = await by_dra.dra.start_pod("p", "c")
+        assert device == NAME
+        assert metadata.startswith(f"{GPU_DRIVER}/metadata=")
+        directory = by_dra.kernel.host.path(by_dra.settings.cdi_directory)
+        assert len(list(directory.glob(f"{GPU_DRIVER}_metadata_*.json"))) == 1
+        await by_dra.dra.stop_pod("p")
+        assert list(directory.glob(f"{GPU_DRIVER}_metadata_*.json")) == []
+
+    by_dra.run(script)
 
 
 def test_a_claim_brings_a_gpu_from_its_host_driver_to_kata_and_back(on_claim: Cluster) -> None:

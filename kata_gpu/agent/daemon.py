@@ -278,7 +278,9 @@ class _Daemon:
         from kata_gpu.agent.kubernetes import Publishing  # noqa: PLC0415 - grpc, for who serves
 
         kubernetes = self._settings.kubernetes
-        return Publishing(self._host, kubernetes, self.look, self._ask, guardian=guardian)
+        return Publishing(
+            self._host, self._settings, kubernetes, self.look, self._ask, guardian=guardian
+        )
 
     def _ask(self) -> None:
         self.wake()  # which is known when the daemon listens

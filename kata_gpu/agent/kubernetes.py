@@ -40,7 +40,7 @@ from kata_gpu.publish.kubernetes.events import EventPublisher, happenings
 from kata_gpu.publish.kubernetes.node import LabelPublisher, Write, to_feature_file, to_node
 from kata_gpu.publish.kubernetes.pacing import Pacing
 from kata_gpu.publish.kubernetes.resource_slices import SlicePublisher, SliceRules
-from kata_gpu.settings.agent import Kubernetes
+from kata_gpu.settings.agent import Kubernetes, Settings
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class Publishing:
     def __init__(
         self,
         host: Host,
+        settings: Settings,
         kubernetes: Kubernetes,
         look: Look,
         wake: Callable[[], None],
@@ -68,6 +69,7 @@ class Publishing:
         guardian: Guardian | None = None,
     ) -> None:
         self._host = host
+        self._cdi_directory = settings.cdi_directory
         self._kubernetes = kubernetes
         self._look = look
         self._wake = wake
@@ -229,6 +231,9 @@ class Publishing:
             agent=self._agent,
             kubelet=self._host.path(self._kubernetes.kubelet_directory),
             boot_id=boot.identity(self._host),
+            metadata=(
+                self._host.path(self._cdi_directory) if self._kubernetes.device_metadata else None
+            ),
         )
         agent = Agent(
             get_claim=self._claim,

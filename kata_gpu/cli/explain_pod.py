@@ -41,12 +41,13 @@ def look(
     word: Said | Unsaid,
 ) -> PodFacts:
     """Return what the node knows of a pod; what cannot be read is unknown in it."""
-    uids = pods.uids(host, namespace, name)
+    uids, kubelet = pods.uids(host, namespace, name), _kubelet(handlers, settings)
     return PodFacts(
         namespace=namespace,
         name=name,
         uids=uids,
-        allocations=pods.allocations(host, _kubelet(handlers, settings)),
+        allocations=pods.allocations(host, kubelet),
+        claims=pods.claims(host, kubelet),
         lines=pods.journal(host, namespace, name, uids),
         specs=cdi.read(host, settings.cdi_directory),
         handlers=handlers,

@@ -1,6 +1,6 @@
 """What kubelet and the journal know of one pod. Neither has to be there.
 
-Source: Kubernetes pkg/kubelet/cm/devicemanager/checkpoint/checkpoint.go;
+Source: Kubernetes pkg/kubelet/cm/devicemanager/checkpoint/checkpoint.go, cm/dra/state/state.go;
 journalctl(1); systemd's Journal JSON Format.
 """
 
@@ -18,7 +18,8 @@ from kata_gpu.model.pod import Allocations, JournalLine, PodDevice
 
 KUBELET: Final = "/var/lib/kubelet"
 CHECKPOINT: Final = "device-plugins/kubelet_internal_checkpoint"
-"""Below kubelet's directory."""
+CLAIMS: Final = "dra_manager_state"
+"""Both below kubelet's directory."""
 
 _CHECKPOINT_MAX_BYTES: Final = 16 << 20
 _NO_CHECKPOINT: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -73,7 +74,9 @@ def _by_pod(entries: Iterable[Mapping[str, Any]]) -> dict[str, tuple[PodDevice, 
         uid = str(entry["PodUID"])
         made = (
             PodDevice(
-                container=str(entry["ContainerName"]), resource=str(entry["ResourceName"]), id=one
+                owner=f"container {entry['ContainerName']}",
+                resource=str(entry["ResourceName"]),
+                id=one,
             )
             for one in _ids(entry["DeviceIDs"])
         )
@@ -86,6 +89,39 @@ def _ids(listed: Any) -> Iterator[str]:
     groups = listed.values() if isinstance(listed, dict) else (listed,)
     for group in groups:
         yield from map(str, group or ())
+
+
+def claims(host: Host, kubelet: str = KUBELET) -> dict[str, tuple[PodDevice, ...]] | Unknown:
+    """Return what the claims of each pod have, by its uid, or why that is not known.
+
+    None where kubelet has prepared no claim.
+    """
+    import json  # noqa: PLC0415 - for who looks at a pod
+
+    path = host.path(f"{kubelet}/{CLAIMS}")
+    if not path.exists():
+        return {}
+    found: dict[str, tuple[PodDevice, ...]] = {}
+    try:
+        state = json.loads(files.read_plain(path, max_bytes=_CHECKPOINT_MAX_BYTES))
+        data = json.loads(state["Data"])
+        for claim in data.get("Entries") or data.get("ClaimInfoStateList") or ():
+            devices = tuple(_of_claim(claim))
+            for uid in map(str, claim["PodUIDs"]):
+                found[uid] = (*found.get(uid, ()), *devices)
+    except HostError as error:
+        return Unknown(reason=str(error))
+    except _NO_CHECKPOINT as error:
+        return Unknown(reason=f"cannot read {path}: it has another form ({error!r:.100})")
+    return found
+
+
+def _of_claim(claim: Mapping[str, Any]) -> Iterator[PodDevice]:
+    for driver in (claim["DriverState"] or {}).values():
+        for device in driver["Devices"] or ():
+            for name in device["CDIDeviceIDs"] or ():
+                kind, _, one = str(name).partition("=")
+                yield PodDevice(owner=f"claim {claim['ClaimName']}", resource=kind, id=one)
 
 
 def journal(

@@ -12,10 +12,14 @@ from kata_gpu.model.node_facts import Unknown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodDevice:
-    """One device that kubelet gave to a container."""
+    """One device that kubelet gave to a container, or that a claim of the pod has."""
 
-    container: str
+    owner: str
+    """``container NAME``, or ``claim NAME``."""
+
     resource: str
+    """Of a device plugin, or the CDI kind under which a claim's device is known to Kata."""
+
     id: str
 
     @property
@@ -54,6 +58,9 @@ class PodFacts:
     """Of pods of that name that kubelet keeps logs of, the oldest first."""
 
     allocations: Allocations | Unknown
+    claims: Mapping[str, tuple[PodDevice, ...]] | Unknown
+    """What the claims of each pod have, by its uid."""
+
     lines: tuple[JournalLine, ...] | Unknown
     """What the container runtime, Kata and kubelet said of it, the oldest first."""
 

@@ -31,6 +31,10 @@ class Kubernetes:
     start_spread_s: float = 30.0
     """Within which the agents of a cluster that starts as a whole first ask the API server."""
 
+    device_metadata: bool = False
+    """Whether a claim's containers get files with their devices' attributes (KEP-5304). Each claim
+    then has a CDI file of its own while it is prepared."""
+
     features_directory: str | None = None
     """Where node-feature-discovery reads labels from files; None to set labels on the node."""
 

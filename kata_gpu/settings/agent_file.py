@@ -57,6 +57,7 @@ class KubernetesTable(Table):
     kubeconfig: AbsolutePath | None = None
     api: bool = True
     start_spread_s: float = Field(Kubernetes().start_spread_s, ge=0, le=600)
+    device_metadata: bool = False
     features_directory: AbsolutePath | None = None
 
     def value(self) -> Kubernetes:

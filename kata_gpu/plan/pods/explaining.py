@@ -60,16 +60,17 @@ def explain(facts: PodFacts) -> PodExplanation:
 
 
 def _case(facts: PodFacts) -> _Case:
-    given = {} if isinstance(facts.allocations, Unknown) else facts.allocations.devices
-    with_devices = [uid for uid in facts.uids if uid in given]
+    by_plugin = {} if isinstance(facts.allocations, Unknown) else facts.allocations.devices
+    by_claim = {} if isinstance(facts.claims, Unknown) else facts.claims
+    with_devices = [uid for uid in facts.uids if uid in by_plugin or uid in by_claim]
     uid = next(reversed(facts.uids), None)
-    if uid not in given and with_devices:
+    if uid not in with_devices and with_devices:
         uid = with_devices[-1]
     handler = _handler(facts)
     return _Case(
         facts=facts,
         uid=uid,
-        devices=tuple(dict.fromkeys(given.get(uid or "", ()))),
+        devices=tuple(dict.fromkeys((*by_plugin.get(uid or "", ()), *by_claim.get(uid or "", ())))),
         handler=handler,
         runtimes=_runtimes(facts, handler),
         known=cdi.devices(facts.specs),
@@ -130,8 +131,7 @@ def _of_device(case: _Case, device: PodDevice) -> Iterator[Cause]:
     if not won:
         where = ", ".join(known.file for known in entries) or "no CDI file"
         yield Cause(
-            what=f"container {device.container} has {name}, which is in {where}, so Kata resolves "
-            f"it to nothing",
+            what=f"{device.owner} has {name}, which is in {where}, so Kata resolves it to nothing",
             mend=_unresolved_mend(case, device),
             source="device_cold_plug.go:142: unresolvable CDI devices",
         )
@@ -280,16 +280,19 @@ def _given(case: _Case) -> Iterator[str]:
         yield f"its uid is {case.uid}"
     if isinstance(facts.allocations, Unknown):
         yield f"what kubelet gave it is not known: {facts.allocations.reason}"
-        return
+    if isinstance(facts.claims, Unknown):
+        yield f"what its claims have is not known: {facts.claims.reason}"
     for device in case.devices:
-        offered = facts.allocations.registered.get(device.resource)
-        gone = "" if offered is None or device.id in offered else ", which no plugin offers now"
-        yield f"container {device.container} has {device.resource} {device.id}{gone}"
+        yield f"{device.owner} has {device.resource} {device.id}{_withdrawn(facts, device)}"
     if not case.devices and case.uid is not None:
-        yield (
-            "kubelet gave it no device of a device plugin; what its claims have, kubectl describe "
-            "resourceclaim tells, and Kata gets it by way of the agent"
-        )
+        yield "kubelet gave it no device, be it of a device plugin or of a claim"
+
+
+def _withdrawn(facts: PodFacts, device: PodDevice) -> str:
+    if isinstance(facts.allocations, Unknown) or device.owner.startswith("claim "):
+        return ""
+    offered = facts.allocations.registered.get(device.resource)
+    return "" if offered is None or device.id in offered else ", which no plugin offers now"
 
 
 def _resolved(case: _Case, device: PodDevice) -> Iterator[str]:
