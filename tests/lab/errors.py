@@ -14,4 +14,4 @@ class GuestError(LabError):
 
 
 class EmulatorError(GuestError):
-    """The emulator aborted: a fault of its own, which says nothing of what ran in the guest."""
+    """The emulator aborted, or its guest is deaf as a whole: that says nothing of what ran in it."""

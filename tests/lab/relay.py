@@ -188,14 +188,20 @@ class _Following:
         yield Outcome(node_id, tuple(self._records), lost=text)
 
     def _overdue(self) -> str:
-        """Say what hangs, with what can still be learned from the guest."""
+        """Say what hangs, with what can still be learned from the guest.
+
+        Raises:
+            EmulatorError: the guest answers nothing any more. Seen of QEMU 7.2 with virtual
+                functions of its NVMe controller, whose queues then stop.
+        """
         timeout_s = self._left[self._current].timeout_s if self._current else _START_TIMEOUT_S
         why = f"not done after {timeout_s:g} s, the guest was ended"
         script = _DIAGNOSIS.format(out=self._guest.inner_out, pid=PID_FILE, stacks=STACKS_FILE)
         try:
             return f"{why}\n{self._guest.run(script, timeout_s=_DIAGNOSIS_TIMEOUT_S)}"
         except GuestError as error:
-            return f"{why}\n{error}"
+            console = machine.tail(self._guest.console())
+            raise EmulatorError(f"{why}: it answers nothing: {error}\n{console}") from error
 
     def _printed(self) -> str:
         if not self._job.output.exists():

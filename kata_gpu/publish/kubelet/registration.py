@@ -2,16 +2,13 @@
 
 Kubelet forgets us in three ways. When it starts, it removes every socket from its directory
 and makes a new one of its own. When it loses the connection to any plugin of a resource, it may
-drop whichever is registered for that resource by then. And its directory may be replaced.
-None of it is told to us, so this is compared, at each wake-up: whether kubelet's socket and our
-own are those they were, and whether a ListAndWatch has ended since we registered.
+drop whichever is registered for that resource by then: also us, for the stream of an agent that
+was killed. And its directory may be replaced. None of it is told to us, so this is compared, at
+each wake-up: whether kubelet's socket and our own are those they were, and whether a
+ListAndWatch has ended since we registered.
 
-Two agents may be alive at once, while one takes the other's place. Their sockets have
-different names, and those of later agents sort last. Whenever one comes or goes, or kubelet
-forgot somebody, each looks who is there: the latest that answers registers, and the others
-leave it at that and go on serving. Before such a registration passes a moment, which grows with
-each time: kubelet may still be about to drop us for what it lost, and two that answered each
-other's registration at once would never end.
+There is one agent on a node, who holds its lock: any other socket of a resource is left by one
+that was killed, and is removed.
 
 Source: kubelet's pkg/kubelet/cm/devicemanager, plugin/v1beta1/handler.go.
 """
@@ -23,7 +20,6 @@ import random
 import re
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,9 +47,6 @@ _RANDOM: Final = random.SystemRandom()
 
 Identity = tuple[int, int, int]
 """Device, inode and change time: a new file at a path may have the old one's inode."""
-
-Others = frozenset[tuple[str, Identity | None]]
-"""Names of sockets, each with which one it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +83,6 @@ class _Known:
     begun: int
     ended: int
     at_s: float
-    others: Others
-    """Sockets of other agents."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,9 +110,6 @@ class Registration:
         self._pace = pace
         self._kubelet = plugin.directory / KUBELET_SOCKET
         self._known: _Known | None = None
-        self._told_at: float | None = None
-        """When kubelet was last told of the socket that is served now, by the clock of files."""
-
         self._tried: Identity | None = None
         self._patience = _Patience()
         self._woken = asyncio.Event()
@@ -135,90 +123,64 @@ class Registration:
         """Serve the plugin and have it registered until cancelled; the socket is gone then."""
         while True:
             try:
+                self._sweep()
                 async with sockets.serve(self._plugin.socket, self._plugin.service):
-                    why = await self._while_served()
+                    await self._while_served()
                 self._patience.grow()
-                self._forget(why)
+                self._forget("its socket was removed; a new one is made")
             except (HostError, OSError) as error:
                 self._forget(str(error), logging.WARNING)
                 self._patience.grow()
                 await self._rest()
 
-    async def _while_served(self) -> str:
-        """Register whenever it is needed; return why the socket has to be made anew."""
+    async def _while_served(self) -> None:
+        """Register whenever it is needed; return when the socket is not ours any more."""
         own = _identity(self._plugin.socket)
         if own is None:
             raise HostError(
                 f"cannot keep {self._plugin.socket}: it is removed as soon as it is made"
             )
-        self._told_at = None
         while own == _identity(self._plugin.socket):
             kubelet = _identity(self._kubelet)
-            others = frozenset(self._others())
-            self._notice(kubelet, others)
-            if self._known is None and not await self._register_if_due(kubelet, others):
-                return "it registered after a later agent, which is told by a new socket"
+            self._notice(kubelet)
+            if self._known is None:
+                await self._register_if_due(kubelet)
             await self._rest()
-        return "its socket was removed; a new one is made"
 
-    def _notice(self, kubelet: Identity | None, others: Others) -> None:
+    def _notice(self, kubelet: Identity | None) -> None:
         """Find out whether kubelet has forgotten us."""
         if kubelet is not None and kubelet != self._tried:
             self._tried = kubelet
             self._patience.reset()
             if self._known is not None:
                 self._forget("kubelet was started again")
-        elif self._known is not None and (why := self._loss(self._known, others)):
+        elif self._known is not None and (why := self._loss(self._known)):
             if time.monotonic() - self._known.at_s > _STEADY_S:
                 self._patience.reset()
             self._patience.grow()
             self._forget(why)
 
-    def _loss(self, known: _Known, others: Others) -> str | None:
+    def _loss(self, known: _Known) -> str | None:
         streams = self._plugin.streams
         if streams.ended > known.ended:
             return "kubelet's ListAndWatch has ended"
         if streams.begun == known.begun and time.monotonic() > known.at_s + self._pace.watch_s:
             return f"kubelet has not called ListAndWatch within {self._pace.watch_s:g} s"
-        if others != known.others:
-            # Who came may have registered before or after us; at who went, a kubelet may have
-            # taken the resource for gone, whichever stream of it was left.
-            return "another agent has come or gone"
         return None
 
-    async def _register_if_due(self, kubelet: Identity | None, others: Others) -> bool:
-        """Register, or say why not; tell whether to go on with this socket.
-
-        Two that register at once do not see each other, and kubelet keeps the last and says
-        nothing to the first. If that was the later agent, it has to register again.
-        """
+    async def _register_if_due(self, kubelet: Identity | None) -> None:
         if kubelet is None:
             self._say(f"kubelet does not serve {self._kubelet}; it is waited for")
-        elif time.monotonic() < self._patience.until_s:
-            pass
-        elif (later := await self._later()) is not None:
-            self._say(f"a later agent serves {later}, so that this one does not register")
-            return not self._hides(later)
-        else:
-            await self._register(kubelet, others)
-        return True
+        elif time.monotonic() >= self._patience.until_s:
+            await self._register(kubelet)
 
-    def _hides(self, later: Path) -> bool:
-        """Tell whether kubelet may have us for an agent that was there when it was told of us.
-
-        One that came after registers after, by itself.
-        """
-        made = _identity(later)
-        return self._told_at is not None and made is not None and made[2] < self._told_at * 1e9
-
-    async def _register(self, kubelet: Identity, others: Others) -> None:
+    async def _register(self, kubelet: Identity) -> None:
         streams = self._plugin.streams
         known = _Known(
             kubelet=kubelet,
             begun=streams.begun,
             ended=streams.ended,
             at_s=time.monotonic(),
-            others=others,
         )
         request = pb.RegisterRequest(
             version=VERSION,
@@ -236,7 +198,6 @@ class Registration:
             self._say(problem, logging.WARNING)
         else:
             self._known = known
-            self._told_at = time.time()
             self._registered()
         finally:
             await client.close()
@@ -276,52 +237,23 @@ class Registration:
                 await self._woken.wait()
         self._woken.clear()
 
-    def _siblings(self) -> Iterator[tuple[str, Path]]:
-        """Yield the sockets of other agents for this resource, with their suffixes."""
+    def _sweep(self) -> None:
+        """Remove what killed agents left; nobody listens there any more."""
         prefix = socket_prefix(self._plugin.resource)
         try:
-            names = sorted(path.name for path in self._plugin.directory.iterdir())
+            found = list(self._plugin.directory.iterdir())
         except OSError:
             return
-        for name in names:
-            match = (
-                _SUFFIX.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
-            )
-            if match is not None and name != self._plugin.socket.name:
-                yield match[1], self._plugin.directory / name
-
-    def _others(self) -> Iterator[tuple[str, Identity | None]]:
-        """Yield the sockets that somebody listens on; what killed agents left is removed.
-
-        A later agent's is not: it may be about to listen.
-        """
-        for suffix, path in self._siblings():
-            if not _is_dead(path):
-                yield path.name, _identity(path)
-            elif _age(suffix) < self._own_age:
+        for path in found:
+            suffix = path.name.removeprefix(prefix)
+            if suffix != path.name and _SUFFIX.fullmatch(suffix) and _is_dead(path):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    async def _later(self) -> Path | None:
-        """Return the socket of a later agent that answers on it; None without one."""
-        for suffix, path in self._siblings():
-            if _age(suffix) > self._own_age and await _answers(path):
-                return path
-        return None
-
-    @property
-    def _own_age(self) -> tuple[int, str]:
-        prefix = socket_prefix(self._plugin.resource)
-        return _age(self._plugin.socket.stem.removeprefix(prefix))
-
 
 def new_suffix() -> str:
-    """Return a suffix for this agent's sockets; those of later agents on this node sort last."""
+    """Return a suffix for this agent's sockets, which no other agent of this boot has."""
     return f"{time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000:012x}"  # short: a socket's path is
-
-
-def _age(suffix: str) -> tuple[int, str]:
-    return len(suffix), suffix
 
 
 def _identity(path: Path) -> Identity | None:
@@ -343,16 +275,3 @@ def _is_dead(path: Path) -> bool:
         except OSError:  # a full queue, or no right to see: somebody may be there
             return False
     return False
-
-
-async def _answers(path: Path) -> bool:
-    client = sockets.Client(path)
-    try:
-        await client.ask(
-            pb, "DevicePlugin.GetDevicePluginOptions", pb.Empty(), timeout_s=_ANSWER_TIMEOUT_S
-        )
-    except grpc.aio.AioRpcError:
-        return False
-    finally:
-        await client.close()
-    return True
