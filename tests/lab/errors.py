@@ -14,4 +14,4 @@ class GuestError(LabError):
 
 
 class EmulatorError(GuestError):
-    """The emulator aborted, or its guest is deaf as a whole: that says nothing of what ran in it."""
+    """The emulator aborted, or its guest is deaf as a whole: it says nothing of what ran in it."""
