@@ -133,7 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Send changes until the client's timeout, the test, or the server's end."""
         resource, wants = routes.collection(self.server.api, asked)
         version = int(asked.query.get("resourceVersion") or 0)
-        self._record(asked, 200)
+        asked_in = self.server.api.watch_epoch, self.server.api.bookmarks
+        self._record(asked, 200)  # from here on a test may end it
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
@@ -143,22 +144,26 @@ class _Handler(BaseHTTPRequestHandler):
             self._chunk({"type": "ERROR", "object": status_of(gone)})
             self._chunk(None)
             return
-        is_whole = self._stream(resource, wants, version, asked)
+        is_whole = self._stream(asked, version, asked_in, (resource, wants))
         if is_whole:
             self._chunk(None)
         self.close_connection = not is_whole
 
     def _stream(
-        self, resource: str, wants: Callable[[Json], bool], version: int, asked: Asked
+        self,
+        asked: Asked,
+        version: int,
+        asked_in: tuple[int, int],
+        what: tuple[str, Callable[[Json], bool]],
     ) -> bool:
         """Send what happens; tell whether the stream ended as it should."""
         api, store = self.server.api, self.server.api.store
         ends_at = time.monotonic() + float(asked.query.get("timeoutSeconds") or _WATCH_MAX_S)
-        epoch, bookmarks = api.watch_epoch, api.bookmarks
+        epoch, bookmarks = asked_in
         has_bookmarks = asked.query.get("allowWatchBookmarks") in {"true", "True"}
         while True:
             with store.changed:
-                changes = api.changes(resource, version, wants)
+                changes = api.changes(what[0], version, what[1])
                 if not changes and api.bookmarks == bookmarks:
                     if api.is_ending or api.watch_epoch != epoch:
                         return False
