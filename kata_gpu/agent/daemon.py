@@ -66,7 +66,8 @@ async def run(
         HeldError: another agent holds this node, or serves the status socket.
         InvalidBlueprint: the blueprint is wrong; nothing was changed.
     """
-    load_blueprint()  # whoever waits says at once what is wrong with it
+    if waits:
+        load_blueprint()  # what is wrong with it is said at once
     async with _alone(host.path(settings.lock), waits=waits):
         watching = Watching(sources)
         watching.follow(())  # first: no change between reading the blueprint and watching it

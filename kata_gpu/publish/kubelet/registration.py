@@ -18,7 +18,6 @@ import contextlib
 import logging
 import random
 import re
-import socket
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from typing import Final
 import grpc
 
 from kata_gpu.errors import HostError
+from kata_gpu.host import detour
 from kata_gpu.publish.kubelet import sockets
 from kata_gpu.publish.kubelet.device_plugin import DevicePlugin, socket_prefix
 from kata_gpu.publish.kubelet.protos import device_plugin_v1beta1_pb2 as pb
@@ -38,7 +38,6 @@ VERSION: Final = "v1beta1"
 KUBELET_SOCKET: Final = "kubelet.sock"
 
 _REGISTER_TIMEOUT_S: Final = 15.0  # kubelet itself takes 10 s to dial us before it answers
-_ANSWER_TIMEOUT_S: Final = 2.0
 _PAUSE_MIN_S: Final = 0.2
 _PAUSE_MAX_S: Final = 10.0  # kubelet reports its node's capacity as often
 _STEADY_S: Final = 30.0
@@ -246,7 +245,7 @@ class Registration:
             return
         for path in found:
             suffix = path.name.removeprefix(prefix)
-            if suffix != path.name and _SUFFIX.fullmatch(suffix) and _is_dead(path):
+            if suffix != path.name and _SUFFIX.fullmatch(suffix) and not detour.is_served(path):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -262,16 +261,3 @@ def _identity(path: Path) -> Identity | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_ctime_ns
-
-
-def _is_dead(path: Path) -> bool:
-    """Tell whether nobody listens there."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return True
-        except OSError:  # a full queue, or no right to see: somebody may be there
-            return False
-    return False
