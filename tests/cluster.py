@@ -1,6 +1,5 @@
 """A node of a cluster: its fake kernel, its kubelet, the API server, and the agent between them."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -23,13 +22,13 @@ from tests.kubelet.dra_manager import DraManager
 from tests.kubelet.pod_resources import PodResources
 from tests.passthrough import SETTINGS, TEXT
 from tests.running import Agent, Events
+from tests.waiting import WAIT_S
 
 RESOURCE: Final = "example.com/pgpu"
 THROUGH_DRA: Final = TEXT.replace("[[pool.select]]", 'offer = "dra"\n[[pool.select]]')
 ON_CLAIM: Final = TEXT.replace(
     "[[pool.select]]", 'offer = "dra"\nbind = "on-claim"\n[[pool.select]]'
 )
-PATIENCE_S: Final = 20.0
 BOOT: Final = "01234567-89ab-4def-8123-456789abcdef"
 
 
@@ -136,7 +135,7 @@ class Cluster:
                 pods,
                 "PodResourcesLister.Get",
                 pods.GetPodResourcesRequest(pod_name=name, pod_namespace="default"),
-                timeout_s=PATIENCE_S,
+                timeout_s=WAIT_S,
             )
         finally:
             await client.close()
@@ -157,13 +156,3 @@ def cluster(build: Callable[[Path], FakeKernel], blueprint: str) -> Iterator[Clu
         path.parent.mkdir(parents=True)
         path.write_text(blueprint)
         yield Cluster(Path(folder), kernel, api)
-
-
-async def until(holds: Callable[[], object], what: str) -> None:
-    """Wait until it holds; the words are for the one who waited in vain."""
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while not holds():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"waited in vain for {what}") from None

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,23 +21,13 @@ from kata_gpu.publish.kubernetes.events import EventPublisher, Happening
 from kata_gpu.publish.kubernetes.pacing import Pacing
 from tests.api_server import ApiServer, api_server, validation
 from tests.node_states import node_state, unit
+from tests.waiting import Clock, until
 
-WAIT_S: Final = 20.0
 NODE: Final = NodeIdentity(name="node-1", uid="u-1")
 AT: Final = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC)
 STUCK: Final = Happening(
     unit="0000:01:00.0", reason="UnitStuck", action="Move", note="it hangs", is_warning=True
 )
-
-
-class Clock:
-    """A time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture
@@ -62,13 +51,6 @@ async def telling(api: ApiServer, path: Path, clock: Clock) -> AsyncIterator[Eve
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-
-
-async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        await asyncio.sleep(0.01)
 
 
 def told(api: ApiServer) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from kata_gpu.act import binding
 from kata_gpu.model.kubernetes import GPU_DRIVER
 from kata_gpu.model.pci import PciAddress
-from tests.cluster import ON_CLAIM, RESOURCE, THROUGH_DRA, Cluster, cluster, until
+from tests.cluster import ON_CLAIM, RESOURCE, THROUGH_DRA, Cluster, cluster
 from tests.kernel import nodes
 from tests.kubelet.claims import POOL
 from tests.kubelet.device_manager import AdmissionError
@@ -17,6 +17,7 @@ from tests.kubelet.dra_manager import PrepareError
 from tests.kubelet.pod_resources import claim, container
 from tests.passthrough import TEXT
 from tests.running import Agent, state_of
+from tests.waiting import until
 
 GPU: Final = PciAddress.parse(nodes.GPU)
 DEVICE: Final = str(GPU).replace(":", "-").replace(".", "-")

@@ -29,10 +29,10 @@ from kata_gpu.publish.kubernetes.errors import (
 from kata_gpu.publish.kubernetes.watching import Watch
 from tests.api_server import ApiServer, api_server
 from tests.kubernetes_devices import gpu, with_taint
+from tests.waiting import until
 
 T = TypeVar("T")
 NODE: Final = NodeIdentity(name="node-1", uid="u")
-WAIT_S: Final = 20.0
 
 
 @pytest.fixture
@@ -400,13 +400,6 @@ def test_an_answer_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
 
 
 # Watches
-
-
-async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        await asyncio.sleep(0.01)
 
 
 class Listener:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from tests.api_server import ApiServer, api_server, validation
 from tests.kubernetes_devices import gpu
 from tests.node_states import kata, node_state, unit
 from tests.values import PLATFORM, SWITCH_CLASS, blueprint_of, function, pool
+from tests.waiting import until
 
 PLAIN: Final = KataHandler(name="kata-qemu-nvidia-gpu", runtime=Runtime.GO, config="/a.toml")
 SNP: Final = KataHandler(name="kata-qemu-nvidia-gpu-snp", runtime=Runtime.GO, config="/b.toml")
@@ -35,7 +35,6 @@ H100: Final = function("01:00.0", product_name="GH100 [H100 SXM5 80GB]")
 GPUS: Final = blueprint_of(pool("gpus"), pool("host", mode=Mode.HOST))
 SNP_HOST: Final = replace(PLATFORM, iommufd=True, tees=(Tee.SEV_SNP,))
 SOON: Final = Pacing(start_spread_s=0, retry_s=0.02, retry_max_s=0.05)
-WAIT_S: Final = 20.0
 
 
 def said(
@@ -183,13 +182,6 @@ def test_what_a_runtime_class_selects_on_is_among_them() -> None:
 
 
 # How they are written
-
-
-async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        await asyncio.sleep(0.01)
 
 
 @pytest.fixture

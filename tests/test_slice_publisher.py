@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,21 +20,11 @@ from kata_gpu.publish.kubernetes.pacing import BackOff, Pacing
 from kata_gpu.publish.kubernetes.resource_slices import SlicePublisher, SliceRules
 from tests.api_server import ApiServer, api_server, validation
 from tests.kubernetes_devices import bundle, gpu, with_taint
+from tests.waiting import Clock, until
 
 RULES: Final = SliceRules(settle=taints.settle, plan=slices.plan, differences=slices.differences)
-WAIT_S: Final = 20.0
 SOON: Final = Pacing(start_spread_s=0, sync_delay_s=0.05, retry_s=0.05, watch_s=(300, 600))
 EIGHT: Final = tuple(gpu(bus) for bus in range(1, 9))
-
-
-class Clock:
-    """A time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture
@@ -61,13 +50,6 @@ async def publishing(
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-
-
-async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        await asyncio.sleep(0.01)
 
 
 def published(api: ApiServer) -> list[str]:
