@@ -148,7 +148,7 @@ async def _turn_until_stopped(
             return
         if reasons.reload.is_set():
             reasons.reload.clear()
-            daemon.reload()
+            await daemon.reload()
         opened = set(reasons.opened)
         reasons.opened.clear()
         log.debug("look again")
@@ -340,10 +340,10 @@ class _Daemon:
         units = self._state.units if self._state else ()
         return {"unit": unit, "state": next((u.state for u in units if u.id == unit), None)}
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read the blueprint again; a wrong one is complained of, and the old one stays."""
         try:
-            self._blueprint = self._load_blueprint()
+            self._blueprint = await asyncio.to_thread(self._load_blueprint)
         except KataGpuError as error:
             self._complaint = str(error)
             log.error("kept blueprint %s: %s", self._blueprint.version, error)  # noqa: TRY400
