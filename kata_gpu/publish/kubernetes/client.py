@@ -4,11 +4,10 @@ Objects are plain JSON, for the typed models of the client library drop what the
 The library waits for answers in threads: a request takes one of a few, a watch has its own,
 and a watch that is closed ends at once, whatever its thread waits for.
 
-Source: the Kubernetes API, and kubernetes-client 37.
+Source: the Kubernetes API.
 """
 
 import asyncio
-import importlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-import yaml
-
 from kata_gpu.errors import HostError
 from kata_gpu.model.slices import Object
-from kata_gpu.publish.kubernetes import shapes
+from kata_gpu.publish.kubernetes import library, shapes
 from kata_gpu.publish.kubernetes.errors import TEXT_MAX, ApiError, refusal, text_of
+from kata_gpu.publish.kubernetes.library import Failures
 from kata_gpu.publish.kubernetes.watching import Watch
 
 _RESOURCE_API: Final = "/apis/resource.k8s.io/v1"
@@ -34,9 +32,6 @@ _THREADS: Final = 4
 ANSWER_MAX_BYTES: Final = 16 * 1024 * 1024
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
-
-_NO_KUBECONFIG: Final = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError)
-"""What the library raises for a file of another shape, which it does not check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,36 +58,17 @@ async def connected(kubeconfig: str | None, *, agent: str) -> AsyncIterator["Kub
         client.close()
 
 
-Failures = tuple[type[Exception], ...]
-
-
 def _load(kubeconfig: str | None, agent: str) -> tuple[Any, Failures]:
-    """Import the library, which takes a while; return a client of it, and what it raises."""
-    config = importlib.import_module("kubernetes.config")
-    api_client = importlib.import_module("kubernetes.client.api_client")
-    settings = importlib.import_module("kubernetes.client.configuration").Configuration()
     try:
-        if kubeconfig is None:
-            config.load_incluster_config(client_configuration=settings)
-        else:
-            config.load_kube_config(kubeconfig, client_configuration=settings, persist_config=False)
-    except (config.ConfigException, OSError, *_NO_KUBECONFIG) as error:
+        api, failures = library.load(kubeconfig, in_cluster=True, connections=_THREADS)
+    except HostError as error:
         whence = kubeconfig or "the service account of this pod"
         raise HostError(
             f"cannot reach the API server by {whence}: {error}; set kubernetes.kubeconfig in "
             f"agent.toml, or kubernetes.api = false to do without it"
         ) from error
-    settings.retries = False  # who asks decides
-    settings.keep_alive = True
-    settings.connection_pool_maxsize = _THREADS
-    client = api_client.ApiClient(settings)
-    client.user_agent = agent
-    return client, (
-        importlib.import_module("urllib3.exceptions").HTTPError,
-        importlib.import_module("kubernetes.client.exceptions").OpenApiException,
-        config.ConfigException,
-        OSError,
-    )
+    api.user_agent = agent
+    return api, failures
 
 
 class KubernetesClient:

@@ -3,13 +3,13 @@
 They are plain JSON, for the typed models of the client library drop what they do not know.
 """
 
-import importlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 from kata_gpu.errors import HostError
+from kata_gpu.publish.kubernetes import library
 
 PAGE: Final = 500
 """Objects that are asked for at once."""
@@ -30,40 +30,23 @@ def connected(kubeconfig: str | None = None) -> Iterator["Cluster"]:
     Raises:
         HostError: there is none, or it cannot be read.
     """
-    config = importlib.import_module("kubernetes.config")
-    settings = importlib.import_module("kubernetes.client.configuration").Configuration()
     try:
-        config.load_kube_config(kubeconfig, client_configuration=settings, persist_config=False)
-    except (*_unusable(), config.ConfigException) as error:
+        client, failures = library.load(kubeconfig)
+    except HostError as error:
         raise HostError(
             f"cannot ask a cluster: {_clip(str(error))}; set KUBECONFIG, or give ResourceSlices "
             "as files instead of --cluster"
         ) from error
-    settings.retries = False
-    client = importlib.import_module("kubernetes.client.api_client").ApiClient(settings)
-    failures = (
-        importlib.import_module("urllib3.exceptions").HTTPError,
-        importlib.import_module("kubernetes.client.exceptions").OpenApiException,
-        config.ConfigException,
-        OSError,
-        ValueError,
-    )
     try:
-        yield Cluster(client, failures)
+        yield Cluster(client, (*failures, ValueError))
     finally:
         client.close()
-
-
-def _unusable() -> tuple[type[Exception], ...]:
-    """Return what the library raises for a file that is no kubeconfig."""
-    no_yaml = importlib.import_module("yaml").YAMLError
-    return no_yaml, OSError, ValueError, TypeError, AttributeError, LookupError
 
 
 class Cluster:
     """An API server, to be read."""
 
-    def __init__(self, api: Any, failures: tuple[type[Exception], ...]) -> None:
+    def __init__(self, api: Any, failures: library.Failures) -> None:
         self._api = api
         self._failures = failures
 
