@@ -6,7 +6,7 @@ from typing import Final
 import pytest
 
 from kata_gpu.agent import node
-from kata_gpu.discover import standing
+from kata_gpu.discover.standing import Standing
 from kata_gpu.model.iommu import IommuGroup
 from kata_gpu.model.report import UnitStatus
 from tests.kernel import nodes
@@ -30,7 +30,7 @@ class Node:
         self.groups: dict[int, IommuGroup] = turn.inventory.by_group()
 
     def fault(self) -> str | None:
-        return standing.fault(self.kernel.host, self.unit, self.groups)
+        return Standing.of(self.kernel.host, self.unit, self.groups).fault(self.kernel.host)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from kata_gpu.agent.node import Turn
-from kata_gpu.discover import standing
+from kata_gpu.discover.standing import Standing
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host
 from kata_gpu.model.blueprint import Blueprint
@@ -71,10 +71,16 @@ class Offered:
 
     devices: tuple[Device, ...] = ()
     by_name: Mapping[str, Device] = field(default_factory=dict)
+    _by_id: Mapping[str, Device] = field(default_factory=dict)
+    _standing: Mapping[str, Standing] = field(default_factory=dict)
+    """What is to be found of each unit."""
 
     def update(self, turned: Turned) -> None:
         """Take what a turn left."""
         self.turned = turned
+        self._standing = {
+            name: Standing.of(self.host, unit, turned.groups) for name, unit in turned.units.items()
+        }
         self.look_again()
 
     def look_again(self) -> bool:
@@ -85,6 +91,7 @@ class Offered:
             return False
         self.devices = devices
         self.by_name = {device.name: device for device in devices}
+        self._by_id = {device.id: device for device in devices}
         self.on_change()
         return True
 
@@ -94,7 +101,7 @@ class Offered:
         Raises:
             HostError: one does not stand.
         """
-        known = {device.id: device for device in self.devices}
+        known = self._by_id
         for name in ids:
             why = self._fault(known[name]) if name in known else "it is gone"
             if why is not None:
@@ -113,12 +120,8 @@ class Offered:
         if self.turned is None:
             return "the agent has not looked yet"
         for name in device.units:
-            unit = self.turned.units.get(name)
-            why = (
-                f"{name} is gone"
-                if unit is None
-                else standing.fault(self.host, unit, self.turned.groups)
-            )
+            expected = self._standing.get(name)
+            why = f"{name} is gone" if expected is None else expected.fault(self.host)
             if why is not None:
                 return why
         return None
