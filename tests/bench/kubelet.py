@@ -1,8 +1,10 @@
 """The agent against a kubelet, on a synthetic node with eight GPUs.
 
-The program that plays kubelet is Python as well, and its own share is in every figure: beside
-Allocate stands the round trip of a call that does nothing. The peers' figures are of another
-machine and of a driver written for them: a ratio to them says the order of magnitude, no more.
+The program that plays kubelet is Python as well, and its own share is in every figure. The peers'
+figures are of another machine and another driver. One of them can run here as well: `bare_plugin`,
+which is Python and grpc.aio and nothing else. Where it was measured in turn with the agent, a
+ratio to a peer is what the agent is times the bare plugin here, times what the bare plugin was
+times the peer there; elsewhere it is of the two figures, and says the order of magnitude alone.
 """
 
 import asyncio
@@ -12,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +23,11 @@ from typing import Final
 from kata_gpu.publish.kubelet import sockets
 from kata_gpu.publish.kubelet.protos import device_plugin_v1beta1_pb2 as pb
 from tests import memory
-from tests.bench import timing
 from tests.kubelet.device_manager import DeviceManager, kubelet
 
 RESOURCE: Final = "nvidia.com/pgpu"
 KUBELET: Final = "kubelet"  # short: a socket's path is
+OTHER: Final = "other"
 NODES: Final = "dev/vfio"
 _GPUS: Final = 8
 _STARTS: Final = {150: 5, 600: 3, 4096: 3}
@@ -33,7 +35,8 @@ _CALLS: Final = 1000
 _FLAPS: Final = 40
 _RESTARTS: Final = 20
 _IDLE_S: Final = 12.0
-_BARE: Final = (sys.executable, "-c", "import grpc.aio")
+_AGENT: Final = (sys.executable, "-c", "from kata_gpu.cli import main; main()", "run", "--root")
+_BARE: Final = (sys.executable, "-m", "tests.bench.bare_plugin")
 
 _PEERS: Final = ("kubevirt", "sandbox", "bare Python")
 """Device plugins whose figures, in ms and medians, are those of another machine."""
@@ -63,7 +66,7 @@ class _Child:
 
 def main() -> None:
     """Print each figure, and what it is times each peer's."""
-    print(f"{'':37} {'ours':>12}  times {' '.join(f'{peer:>16}' for peer in _PEERS)}")
+    print(f"{'':37} {'ours':>13} {'bare':>8} {' '.join(f'{peer:>16}' for peer in _PEERS)}")
     for size, rounds in _STARTS.items():
         with tempfile.TemporaryDirectory(prefix="kata-gpu-bench-", dir=memory.folder()) as folder:
             build(Path(folder), size)
@@ -72,71 +75,78 @@ def main() -> None:
                 asyncio.run(_services(Path(folder)))
 
 
-def _tell(what: str, value: float, *, note: str = "", unit: str = "ms") -> None:
+def _tell(
+    what: str, value: float, *, bare: float | None = None, note: str = "", unit: str = "ms"
+) -> None:
+    """Print a figure and its ratios; *bare* is what the bare plugin has here."""
     theirs = _THEIRS.get(what, (None,) * len(_PEERS))
-    ratios = [f"{value / ms:.3g} of {ms:g}" if ms else "" for ms in theirs]
-    print(f"{what:37} {value:8.2f} {unit:4}       {' '.join(f'{r:>16}' for r in ratios)}  {note}")
+    scale = 1.0 if bare is None else (theirs[-1] or bare) / bare
+    ratios = [f"{value * scale / ms:.2f} of {ms:g}" if ms else "" for ms in theirs]
+    here = "" if bare is None else f"{bare:8.2f}"
+    print(
+        f"{what:37} {value:8.2f} {unit:4} {here:8} {' '.join(f'{r:>16}' for r in ratios)}  {note}"
+    )
 
 
 # What is measured
 
 
 async def _starts(root: Path, size: int, rounds: int) -> None:
-    bare, registered, listed, cpu = [], [], [], []
+    found: dict[str, list[tuple[float, float, float]]] = {"ours": [], "bare": []}
     for _ in range(rounds):
-        bare.append(await asyncio.to_thread(timing.run_s, _BARE) * 1000)
-        async with kubelet(root / KUBELET) as manager, _agent(root) as child:
-            await _registered(manager, 0)
-            registered.append((time.perf_counter() - child.started_s) * 1000)
-            cpu.append(_cpu_ms(child.process.pid))
-            await _offered(manager, _GPUS)
-            listed.append((time.perf_counter() - child.started_s) * 1000)
-    _tell(f"start to registered, {size} functions", statistics.median(registered))
-    _tell(f"CPU until registered, {size} functions", statistics.median(cpu))
-    _tell("start to first list", statistics.median(listed))
-    _tell("(an interpreter that imports grpc)", statistics.median(bare))
+        for name, argv in (("bare", _bare(root)), ("ours", (*_AGENT, str(root)))):
+            async with kubelet(root / KUBELET) as manager, _plugin(argv) as child:
+                await _registered(manager, 0)
+                registered_ms = (time.perf_counter() - child.started_s) * 1000
+                cpu_ms = _cpu_ms(child.process.pid)
+                await _offered(manager, _GPUS)
+                listed_ms = (time.perf_counter() - child.started_s) * 1000
+                found[name].append((registered_ms, cpu_ms, listed_ms))
+    names = (
+        f"start to registered, {size} functions",
+        f"CPU until registered, {size} functions",
+        f"start to first list, {size} functions",
+    )
+    for name, ours, bare in zip(
+        names, zip(*found["ours"], strict=True), zip(*found["bare"], strict=True), strict=True
+    ):
+        _tell(name, statistics.median(ours), bare=statistics.median(bare))
 
 
 async def _services(root: Path) -> None:
-    async with kubelet(root / KUBELET) as manager, _agent(root) as child:
+    async with kubelet(root / KUBELET) as manager, _plugin((*_AGENT, str(root))) as child:
         await _offered(manager, _GPUS)
-        await _allocations(manager)
+        async with kubelet(root / OTHER) as other, _plugin(_bare(root, OTHER)):
+            await _offered(other, _GPUS)
+            await _allocations(manager, other)
         await _flaps(manager, root)
         await _restarts(manager)
         await _idle(child.process.pid)
 
 
-async def _allocations(manager: DeviceManager) -> None:
-    client = sockets.Client(manager.directory / (manager.endpoint(RESOURCE) or ""))
-    ids = sorted(manager.lists[RESOURCE][-1])
-
-    async def nothing() -> None:
-        await client.ask(pb, "DevicePlugin.GetDevicePluginOptions", pb.Empty(), timeout_s=10)
-
-    def allocate(count: int) -> Callable[[], Awaitable[None]]:
-        wish = pb.ContainerAllocateRequest(devices_ids=ids[:count])
-        request = pb.AllocateRequest(container_requests=[wish])
-
-        async def call() -> None:
-            await client.ask(pb, "DevicePlugin.Allocate", request, timeout_s=10)
-
-        return call
-
-    calls = {
-        "a call that does nothing": nothing,
-        "Allocate 1 GPU": allocate(1),
-        "Allocate 8 GPUs": allocate(8),
-    }
-    times: dict[str, list[float]] = {name: [] for name in calls}
+async def _allocations(manager: DeviceManager, bare: DeviceManager) -> None:
+    """Call both plugins in turn, from one client process."""
+    clients = [sockets.Client(m.directory / (m.endpoint(RESOURCE) or "")) for m in (manager, bare)]
+    times: dict[int, tuple[list[float], list[float]]] = {1: ([], []), _GPUS: ([], [])}
     for _ in range(_CALLS):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            await call()
-            times[name].append((time.perf_counter() - started) * 1000)
-    await client.close()
-    for name, taken in times.items():
-        _tell(f"{name} p50", statistics.median(taken))
-        _tell(f"{name} p99", statistics.quantiles(taken, n=100)[98])
+        for count, taken in times.items():
+            for who, client, into in zip((manager, bare), clients, taken, strict=True):
+                ids = sorted(who.lists[RESOURCE][-1])[:count]
+                wish = pb.ContainerAllocateRequest(devices_ids=ids)
+                request = pb.AllocateRequest(container_requests=[wish])
+                started = time.perf_counter()
+                await client.ask(pb, "DevicePlugin.Allocate", request, timeout_s=10)
+                into.append((time.perf_counter() - started) * 1000)
+    for client in clients:
+        await client.close()
+    for count, (ours, theirs) in times.items():
+        what = f"Allocate {count} GPU{'s' if count > 1 else ''}"
+        _tell(f"{what} p50", statistics.median(ours), bare=statistics.median(theirs))
+        _tell(f"{what} p99", _p99(ours), bare=_p99(theirs))
+
+
+def _p99(times: list[float]) -> float:
+    return statistics.quantiles(times, n=100)[98]
 
 
 async def _flaps(manager: DeviceManager, root: Path) -> None:
@@ -199,10 +209,13 @@ async def _offered(manager: DeviceManager, count: int) -> None:
     )
 
 
+def _bare(root: Path, directory: str = KUBELET) -> tuple[str, ...]:
+    return (*_BARE, str(root), str(root / directory), RESOURCE)
+
+
 @asynccontextmanager
-async def _agent(root: Path) -> AsyncIterator[_Child]:
+async def _plugin(argv: tuple[str, ...]) -> AsyncIterator[_Child]:
     started = time.perf_counter()
-    argv = (sys.executable, "-m", "kata_gpu", "run", "--root", str(root))
     process = await asyncio.create_subprocess_exec(
         *argv, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
