@@ -7,6 +7,7 @@ administrator disabled.
 """
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -198,11 +199,11 @@ class ApiServer:
 
 
 @contextmanager
-def api_server() -> Iterator[ApiServer]:
+def api_server(*, tls: ssl.SSLContext | None = None) -> Iterator[ApiServer]:
     """Serve until the block ends; then every connection and thread is gone."""
     api = ApiServer()
-    with Server(api) as server:
-        api.url = f"http://127.0.0.1:{server.port}"
+    with Server(api, tls) as server:
+        api.url = f"http{'' if tls is None else 's'}://127.0.0.1:{server.port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -27,12 +28,21 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 1024
 
-    def __init__(self, api: "ApiServer") -> None:
+    def __init__(self, api: "ApiServer", tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self._tls = tls
         self.api = api
         self.port = self.server_port
         self._open: dict[socket.socket, threading.Thread] = {}
         self._guard = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self._tls is not None:  # who connects is greeted in a thread of its own, when it writes
+            connection = self._tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        return connection, address
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         with self._guard:

@@ -20,12 +20,11 @@ from kata_gpu.errors import HostError
 from kata_gpu.model.slices import Object
 from kata_gpu.publish.kubernetes import library, shapes
 from kata_gpu.publish.kubernetes.errors import TEXT_MAX, ApiError, refusal, text_of
-from kata_gpu.publish.kubernetes.library import Failures
+from kata_gpu.publish.kubernetes.library import JSON, Server
 from kata_gpu.publish.kubernetes.watching import Watch
 
 _RESOURCE_API: Final = "/apis/resource.k8s.io/v1"
 _SLICES: Final = f"{_RESOURCE_API}/resourceslices"
-_JSON: Final = "application/json"
 TIMEOUT_S: Final = 15.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 _THREADS: Final = 4
@@ -51,32 +50,33 @@ async def connected(kubeconfig: str | None, *, agent: str) -> AsyncIterator["Kub
     Raises:
         HostError: there is neither, or it cannot be read.
     """
-    client = KubernetesClient(*await asyncio.to_thread(_load, kubeconfig, agent))
+    client = KubernetesClient(await asyncio.to_thread(_server, kubeconfig), agent)
     try:
         yield client
     finally:
         client.close()
 
 
-def _load(kubeconfig: str | None, agent: str) -> tuple[Any, Failures]:
+def _server(kubeconfig: str | None) -> Server:
+    """Import the library, which takes a while."""
     try:
-        api, failures = library.load(kubeconfig, in_cluster=True, connections=_THREADS)
+        if kubeconfig is None:
+            return library.service_account(connections=_THREADS)
+        return library.kubeconfig(kubeconfig, connections=_THREADS)
     except HostError as error:
         whence = kubeconfig or "the service account of this pod"
         raise HostError(
             f"cannot reach the API server by {whence}: {error}; set kubernetes.kubeconfig in "
             f"agent.toml, or kubernetes.api = false to do without it"
         ) from error
-    api.user_agent = agent
-    return api, failures
 
 
 class KubernetesClient:
     """Requests to the API server; each raises ApiError, or a kind of it that says more."""
 
-    def __init__(self, api: Any, failures: Failures) -> None:
-        self._api = api
-        self._failures = failures
+    def __init__(self, server: Server, agent: str) -> None:
+        self._server = server
+        self._agent = agent
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="kubernetes")
         self._watches: set[Watch] = set()
 
@@ -85,7 +85,7 @@ class KubernetesClient:
         for watch in tuple(self._watches):
             watch.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._api.close()
+        self._server.close()
 
     async def get_node(self, name: str) -> Object:
         """Return a Node."""
@@ -207,7 +207,7 @@ class KubernetesClient:
         query: Mapping[str, str] | None = None,
         *,
         body: Object | None = None,
-        kind: str = _JSON,
+        kind: str = JSON,
         timeout_s: float = TIMEOUT_S,
     ) -> dict[str, Any]:
         timeouts = (min(_CONNECT_TIMEOUT_S, timeout_s), timeout_s)
@@ -229,26 +229,20 @@ class KubernetesClient:
         *,
         timeouts: tuple[float, float],
         body: Object | None = None,
-        kind: str = _JSON,
+        kind: str = JSON,
     ) -> Any:
         """Return the response of urllib3, its body not yet read. Blocks."""
         try:
-            request = self._api.param_serialize(
-                method,
-                path,
-                query_params=list((query or {}).items()),
-                header_params={"Accept": _JSON, "Content-Type": kind},
-                body=body,
-                auth_settings=["BearerToken"],
+            return self._server.request(
+                method, path, query, agent=self._agent, timeouts_s=timeouts, body=body, kind=kind
             )
-            return self._api.call_api(*request, _request_timeout=timeouts).response
-        except self._failures as error:
+        except self._server.failures as error:
             raise _failure(error, f"{method} {path}") from error
 
     def _answer(self, response: Any, what: str) -> dict[str, Any]:
         try:
             raw = response.read(ANSWER_MAX_BYTES + 1)
-        except self._failures as error:
+        except self._server.failures as error:
             response.close()
             raise _failure(error, what) from error
         if len(raw) > ANSWER_MAX_BYTES:

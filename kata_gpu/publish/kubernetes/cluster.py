@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from kata_gpu import __version__
 from kata_gpu.errors import HostError
 from kata_gpu.publish.kubernetes import library
 
@@ -16,6 +17,7 @@ PAGE: Final = 500
 
 OBJECTS_MAX: Final = 200_000
 ANSWER_MAX_BYTES: Final = 64 << 20
+_AGENT: Final = f"kata-gpu/{__version__}"
 _TIMEOUTS_S: Final = (5.0, 30.0)
 _TEXT_MAX: Final = 300
 _ABSENT: Final = 404
@@ -31,24 +33,24 @@ def connected(kubeconfig: str | None = None) -> Iterator["Cluster"]:
         HostError: there is none, or it cannot be read.
     """
     try:
-        client, failures = library.load(kubeconfig)
+        server = library.kubeconfig(kubeconfig, connections=1)
     except HostError as error:
         raise HostError(
             f"cannot ask a cluster: {_clip(str(error))}; set KUBECONFIG, or give ResourceSlices "
             "as files instead of --cluster"
         ) from error
     try:
-        yield Cluster(client, (*failures, ValueError))
+        yield Cluster(server)
     finally:
-        client.close()
+        server.close()
 
 
 class Cluster:
     """An API server, to be read."""
 
-    def __init__(self, api: Any, failures: library.Failures) -> None:
-        self._api = api
-        self._failures = failures
+    def __init__(self, server: library.Server) -> None:
+        self._server = server
+        self._failures: tuple[type[Exception], ...] = (*server.failures, ValueError)
 
     def list_all(self, path: str) -> list[dict[str, Any]] | None:
         """Return all objects of the collection at *path*, page by page, by their list's order.
@@ -72,16 +74,11 @@ class Cluster:
                 return found
 
     def _page(self, path: str, token: str) -> dict[str, Any] | None:
-        query = [("limit", str(PAGE)), *([("continue", token)] if token else [])]
+        query = {"limit": str(PAGE), **({"continue": token} if token else {})}
         try:
-            request = self._api.param_serialize(
-                "GET",
-                path,
-                query_params=query,
-                header_params={"Accept": "application/json"},
-                auth_settings=["BearerToken"],
+            response = self._server.request(
+                "GET", path, query, agent=_AGENT, timeouts_s=_TIMEOUTS_S
             )
-            response = self._api.call_api(*request, _request_timeout=_TIMEOUTS_S).response
             raw = response.read(ANSWER_MAX_BYTES + 1)
             response.release_conn()
             status = int(response.status)
