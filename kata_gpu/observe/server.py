@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import socket
-import stat
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -23,7 +22,8 @@ from typing import Any, Final
 
 import h11
 
-from kata_gpu.errors import HeldError, HostError, KataGpuError
+from kata_gpu.errors import HostError, KataGpuError
+from kata_gpu.host import listeners
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ async def _talk(
 
 
 def _listen(path: Path, mode: int) -> socket.socket:
-    _make_way(path)
+    listeners.make_way(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,33 +180,9 @@ def _listen(path: Path, mode: int) -> socket.socket:
         listener.listen()
     except OSError as error:
         listener.close()
-        raise HostError(f"cannot serve the status socket {path}: {error}") from error
+        raise HostError(f"cannot serve on {path}: {error}") from error
     listener.setblocking(False)
     return listener
-
-
-def _make_way(path: Path) -> None:
-    """Remove the socket that a killed daemon left; never anything else."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise HostError(f"cannot serve the status socket {path}: {error.strerror}") from error
-    if not stat.S_ISSOCK(found.st_mode):
-        raise HostError(f"cannot serve the status socket {path}: it exists and is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):  # nobody listens
-            path.unlink(missing_ok=True)
-            return
-        except OSError as error:  # somebody may: a socket of another kind, or one not for us
-            raise HostError(f"cannot serve the status socket {path}: {error.strerror}") from error
-    raise HeldError(
-        f"cannot serve the status socket {path}: another daemon answers there; "
-        f"stop it, or set another socket in agent.toml"
-    )
 
 
 async def _converse(
