@@ -366,17 +366,18 @@ class _Daemon:
             answer["kubernetes"] = document(self._publishing.status())
         return answer if self._state is None else {**answer, **document(self._state)}
 
-    def metrics(self) -> server.Text:
-        """Return the answer to GET /metrics."""
+    async def metrics(self) -> server.Text:
+        """Return the answer to GET /metrics, made off the loop: its import takes a while."""
         measures = replace(
             self._measures,
             state=self._state,
             turns=self._number,
             is_read_only=self._read_only is not None,
             is_outdated=self._complaint is not None,
-            answered={} if self._publishing is None else self._publishing.answered,
+            answered={} if self._publishing is None else dict(self._publishing.answered),
         )
-        return server.Text(content=metrics.render(measures), kind=metrics.CONTENT_TYPE)
+        content = await asyncio.to_thread(metrics.render, measures)
+        return server.Text(content=content, kind=metrics.CONTENT_TYPE)
 
     def watchable(self) -> tuple[Path, ...]:
         """Return what the latest state depends on and no uevent tells of."""

@@ -2,12 +2,13 @@
 
 A client is not trusted: a request has a size, a connection has a deadline, and there are
 only so many of them at once. GET answers with the latest state; nothing is computed for it
-but its text. POST asks for something, and only root may, or the user the agent runs as: the
-kernel says who the peer is.
+but its text, and off the loop where that takes a while. POST asks for something, and only
+root may, or the user the agent runs as: the kernel says who the peer is.
 """
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -33,8 +34,11 @@ _CONNECTION_DEADLINE_S: Final = 10.0
 _CONNECTIONS_MAX: Final = 32
 _CHUNK_BYTES: Final = 65536
 
-Routes = dict[str, Callable[[], Any]]
-"""Path → the JSON-able document, or the Text, it answers with."""
+Route = Callable[[], Any]
+"""Returns a JSON-able document, or a Text; or one of these to be awaited, if it takes a while."""
+
+Routes = dict[str, Route]
+"""Path → what a GET of it is answered with."""
 
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
 """Takes a request's JSON object; returns a JSON-able document, or raises KataGpuError."""
@@ -275,7 +279,10 @@ async def _answer(
     if asked.method != "GET":
         reason = "cannot change anything here: only GET is served"
         return _refusal(405, reason, ("allow", "GET"))
-    return _Answer(status=200, document=answers.routes[asked.target]())
+    document = answers.routes[asked.target]()
+    return _Answer(
+        status=200, document=await document if inspect.isawaitable(document) else document
+    )
 
 
 async def _obey(command: Command, body: bytes, deadline: asyncio.Timeout) -> _Answer:
