@@ -13,9 +13,10 @@ from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError
 from kata_gpu.host import locks
 from kata_gpu.model.pci import PciAddress
-from kata_gpu.model.plan import Plan, Step, text
+from kata_gpu.model.plan import Plan, Step
 from kata_gpu.model.report import Outcome, Report, Result
 from kata_gpu.observe.document import document
+from kata_gpu.plan import review
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -32,7 +33,7 @@ def plan(options: argparse.Namespace) -> int:
         }
         print(output.dump(body, options.output))
     else:
-        print(text(found), end="")
+        print(review.text(found), end="")
         for problem in inventory.problems:
             print(f"problem: {problem.subject}: {problem.reason}")
     return _verdict(found)
@@ -50,7 +51,7 @@ def apply(options: argparse.Namespace) -> int:
     ledger = node.open_journal(host, settings).ledger
     _, found = node.make_plan(host, settings, wanted, ledger)
     if options.dry_run or not found.steps:
-        print(text(found), end="")
+        print(review.text(found), end="")
         return _verdict(found)
     if not _agreed(found, options):
         return ExitCode.FAILED
@@ -75,7 +76,7 @@ def release(options: argparse.Namespace) -> int:
     found = node.make_release(host, settings, ledger, chosen)
     told = withdrawal.look(host, settings) if options.all else NOTHING
     if options.dry_run or not (found.steps or told.items):
-        print(text(found), end="")
+        print(review.text(found), end="")
         words.show(told)
         words.lament(told)
         return _released(found, told)
@@ -108,7 +109,7 @@ def _unit(name: str) -> str:
 
 def _agreed(found: Plan, options: argparse.Namespace, told: Withdrawal = NOTHING) -> bool:
     """Print the plan and what Kubernetes was told, and ask unless --yes was given."""
-    print(text(found), end="")
+    print(review.text(found), end="")
     words.show(told)
     sys.stdout.flush()
     count = len(found.steps) + len(told.items)

@@ -11,7 +11,8 @@ from kata_gpu.cli import withdrawal as words
 from kata_gpu.cli.change import Progress, failed
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.host import Host, locks
-from kata_gpu.model.plan import Plan, RemoveFile, text
+from kata_gpu.model.plan import Plan, RemoveFile
+from kata_gpu.plan import review
 from kata_gpu.plan.runtime import spot
 from kata_gpu.settings.agent import Settings
 
@@ -65,7 +66,7 @@ def carry_out(host: Host, settings: Settings) -> int:
 
 
 def _show(found: Plan, left: Iterable[str], folders: Iterable[str]) -> None:
-    print(text(found), end="")
+    print(review.text(found), end="")
     for path in left:
         print(output.printable(f"then remove {path}"))
     for path in dict.fromkeys(folders):
