@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from kata_gpu.discover.cdi import parse
 from kata_gpu.model.cdi import CdiFile, CdiSpecs
+from kata_gpu.model.kubernetes import PodResources
 from kata_gpu.model.node_facts import (
     AgentFacts,
     AgentPart,
+    AskedLink,
     DeviceFacts,
     DeviceNode,
     Directory,
@@ -23,6 +25,7 @@ from kata_gpu.model.node_facts import (
     PartState,
     ProcessFacts,
 )
+from kata_gpu.settings.agent import Settings
 from tests.kernel.fake import RELEASE, FakeKernel
 from tests.values import PLATFORM
 
@@ -96,6 +99,16 @@ FIT: Final = NodeFacts(
     cdi_directory=directory("/var/run/cdi"),
     cdi=CdiSpecs(files=(spec("/var/run/cdi/kata-gpu-x.json", "0000:01:00.0"),)),
     driverctl=(),
+    asked=AskedLink(
+        path=Settings().pod_resources_link,
+        kubelet=PodResources().kubelet,
+        is_wanted=True,
+        is_there=True,
+        target="/run/kata-gpu/pod-resources-0123abcd.sock",
+        leads_to_agent=True,
+        is_target_there=True,
+        is_served=True,
+    ),
     agent=AgentFacts(settings=_PART, blueprint=_PART, ledger=_PART, socket=_PART),
 )
 

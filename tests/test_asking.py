@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from kata_gpu.agent import asking, node
-from kata_gpu.host import detour
+from kata_gpu.host import detour, listeners
 from kata_gpu.host.detour import Detour, Guardian
 from kata_gpu.model.plan import WriteFile
 from kata_gpu.settings import blueprint
@@ -101,7 +101,7 @@ def test_kata_is_led_through_the_agent_while_it_answers(guardian: Guardian) -> N
     async def main() -> None:
         async with asking.answering(guardian, lambda: None):
             assert way.is_open()
-            assert detour.is_served(Path(way.link))
+            assert listeners.is_served(Path(way.link))
         assert Path(way.link).readlink() == Path(way.around)
         assert not Path(way.through).exists()
 

@@ -195,7 +195,9 @@ def test_a_socket_that_is_served_already(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with server.serve(path, {}):
-            with pytest.raises(HeldError, match="another daemon answers there; stop it, or set"):
+            with pytest.raises(
+                HeldError, match="another process listens there; stop it, or choose"
+            ):
                 await daemon.run(
                     kernel.host,
                     elsewhere,

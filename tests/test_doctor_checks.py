@@ -1,14 +1,16 @@
 """Each check of the doctor, on a fit node and on one that has what it looks for."""
 
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final, cast, get_args, get_type_hints
 
 import pytest
 
 from kata_gpu.model.blueprint import Runtime
 from kata_gpu.model.cdi import CdiBroken, CdiFile, CdiSpecs, CdiUnjudged, NodeKind
 from kata_gpu.model.doctor import Check, Grade
+from kata_gpu.model.inventory import DROP_IN_NAME
 from kata_gpu.model.kata import Configuration, Entry, EntryKind, InstalledFile, Provenance
+from kata_gpu.model.kubernetes import KUBELET_SOCKET
 from kata_gpu.model.node_facts import (
     AgentPart,
     MemoryLock,
@@ -19,9 +21,12 @@ from kata_gpu.model.node_facts import (
 )
 from kata_gpu.model.operation import Operation
 from kata_gpu.plan import doctor
+from kata_gpu.settings.agent import Settings
 from tests.fit_node import DISK, FIT, SYSFS, directory, node, spec, with_
 from tests.values import PLATFORM
 
+KUBELET: Final = KUBELET_SOCKET
+LINK: Final = Settings().pod_resources_link
 ERROR, WARNING, INFO, OK = Grade.ERROR, Grade.WARNING, Grade.INFO, Grade.OK
 
 
@@ -73,6 +78,19 @@ def kata(
         declared=declared,
     )
     return replace(FIT, kata=(found,))
+
+
+def asked(*handlers: InstalledFile, **changes: Any) -> NodeFacts:
+    """Return the fit node with something else about the link that Kata asks."""
+    return replace(with_("asked", **changes), kata=handlers)
+
+
+def asking(path: str | None, *, sources: str = "") -> InstalledFile:
+    """Return a handler of the blueprint that asks there by our drop-in."""
+    (found,) = cast("tuple[InstalledFile]", kata("[runtime]\n").kata)
+    text = "[runtime]\n" + ("" if path is None else f'pod_resource_api_sock = "{path}"\n') + sources
+    ours = Entry(name=DROP_IN_NAME, kind=EntryKind.FILE, text=text)
+    return replace(found, configuration=replace(found.configuration, entries=(ours,)))
 
 
 def state(**changes: Any) -> NodeFacts:
@@ -268,6 +286,36 @@ ROWS: Final = [
     ("cdi-files", specs(spec("/a.json", kind="x")), ERROR, "/a.json: kind: 'x' is not vendor/"),
     ("cdi-files", specs(problems=("cannot list /etc/cdi",)), WARNING, "cannot list /etc/cdi"),
     ("cdi-leftovers", specs(leftovers=("/etc/cdi/x.tmp",)), INFO, "/etc/cdi/x.tmp"),
+    *(
+        ("kata-pod-resources", facts, grade, words)
+        for facts, grade, words in (
+            (asked(is_there=False, target=None), INFO, "is not there, and no handler has it yet"),
+            (asked(asking(LINK), is_there=False, target=None), ERROR, f"nothing is at {LINK}"),
+            (asked(asking(LINK), target=None), ERROR, "is no symbolic link"),
+            (asked(is_target_there=False, is_served=False), ERROR, "where nothing is"),
+            (asked(asking(LINK), is_served=False), ERROR, "nobody serves any more; handlers that "
+             "ask there: kata"),
+            (asked(asking(LINK), is_wanted=False, is_served=False), ERROR, "nobody serves any"),
+            (asked(target="/srv/x.sock", leads_to_agent=False), WARNING, "neither kubelet's"),
+            (asked(target=KUBELET), WARNING, "to kubelet, though the agent runs"),
+            (asked(target=KUBELET, is_served=False), WARNING, "kubelet does not listen there"),
+            (
+                replace(asked(target=KUBELET), agent=part("socket", PartState.ABSENT).agent),
+                INFO,
+                "to kubelet, as no agent answers Kata",
+            ),
+            (asked(asking(LINK)), OK, "the agent answers"),
+            (asked(is_wanted=False, target=None, is_there=False), OK, "Kata asks kubelet itself"),
+            (asked(asking(KUBELET)), ERROR, f"handler kata asks {KUBELET} (set in /opt/kata/"
+             f"config.d/{DROP_IN_NAME}) and not {LINK}"),
+            (asked(asking(None)), ERROR, "handler kata asks nobody"),
+            (
+                asked(asking(KUBELET, sources='pod_resource_device_sources = ["dra"]\n')),
+                OK,
+                "the agent answers",
+            ),
+        )
+    ),
     ("agent-settings", part("settings", PartState.BROKEN), ERROR, "as told"),
     ("agent-blueprint", part("blueprint", PartState.BROKEN), ERROR, "as told"),
     ("agent-blueprint", part("blueprint", PartState.ABSENT), INFO, "as told"),

@@ -1,7 +1,9 @@
 """What an admin applies to a cluster is whole, and asks for no more than the agent uses."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -269,6 +271,31 @@ def test_no_container_is_privileged_or_can_become_more(tmp_path: Path) -> None:
         assert not context["allowPrivilegeEscalation"]
         assert context["readOnlyRootFilesystem"]
         assert context["capabilities"]["drop"] == ["ALL"]
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="there is no jq")
+def test_the_pod_that_takes_it_away_is_the_agents_on_one_node() -> None:
+    (daemon_set,) = objects.of_kind(overlay_named("dra"), "DaemonSet")
+    argv = ["jq", "--arg", "node", "worker-1", "-f", "configs/uninstall.jq"]
+    made = subprocess.run(
+        argv,
+        cwd=KUBERNETES.parents[1],
+        input=json.dumps(daemon_set),
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    pod = json.loads(made.stdout)
+    assert (pod["kind"], pod["metadata"]["name"]) == ("Pod", "uninstall-worker-1")
+    agent = daemon_set["spec"]["template"]["spec"]
+    kept = ("volumes", "securityContext", "serviceAccountName", "hostPID", "tolerations")
+    assert {key: pod["spec"][key] for key in kept} == {key: agent[key] for key in kept}
+    assert (pod["spec"]["nodeName"], pod["spec"]["restartPolicy"]) == ("worker-1", "Never")
+    (before,), (after,) = agent["containers"], pod["spec"]["containers"]
+    assert after["args"] == ["uninstall", "--yes"]
+    assert {*before} - {*after} == {"startupProbe", "livenessProbe"}
+    assert all(after[key] == before[key] for key in after if key != "args")
+    assert "nodeSelector" not in pod["spec"], "the admin has unlabelled the node"
 
 
 SEEING: Final = {"SYS_PTRACE", "DAC_READ_SEARCH", "CHECKPOINT_RESTORE"}

@@ -3,6 +3,8 @@
 import asyncio
 import socket
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -254,6 +256,14 @@ def test_the_daemon_answers_with_its_latest_state(kernel: FakeKernel, events: Ev
         assert "kata_gpu_turn_duration_seconds " in text
 
     run_daemon(kernel, events, script)
+
+
+def test_the_first_scrape_imports_what_it_needs_off_the_loop_and_nothing_does_before() -> None:
+    argv = [sys.executable, "-m", "tests.scraped"]
+    done = subprocess.run(
+        argv, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[] ['worker']\n"
 
 
 def test_anybody_may_read_them_where_the_settings_say_so(

@@ -22,8 +22,8 @@ from kata_gpu.model.plan import (
     RemoveVirtuals,
     Severity,
     WriteFile,
-    text,
 )
+from kata_gpu.plan import review
 from tests.values import (
     AUDIO_CLASS,
     BRIDGE_CLASS,
@@ -346,7 +346,7 @@ def test_findings_come_by_severity_and_only_refusals_are_refusals() -> None:
     )
     plan = Plan(blueprint="b", findings=findings)
     assert plan.refusals == (findings[1],)
-    assert text(plan).splitlines() == [
+    assert review.text(plan).splitlines() == [
         "blueprint b: nothing to do",
         "refused: node: refused; fix it",
         "warning: node: warning; fix it",

@@ -1,16 +1,19 @@
 """What a node shows is read as it is, and what it does not show is unknown."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from kata_gpu.discover import node_facts
+from kata_gpu.discover.node_facts import asking
 from kata_gpu.errors import HostError
 from kata_gpu.host import Host, paths, procfs
 from kata_gpu.model.node_facts import (
     AgentFacts,
     AgentPart,
+    AskedLink,
     DeviceNode,
     Directory,
     Hugepages,
@@ -30,7 +33,11 @@ AGENT = AgentFacts(settings=PART, blueprint=PART, ledger=PART, socket=PART)
 
 def collected(host: Host) -> NodeFacts:
     return node_facts.collect(
-        host, state_directory="/var/lib/kata-gpu", cdi_directory="/var/run/cdi", agent=AGENT
+        host,
+        state_directory="/var/lib/kata-gpu",
+        cdi_directory="/var/run/cdi",
+        agent=AGENT,
+        link="/var/lib/kata-gpu/pod-resources.sock",
     )
 
 
@@ -187,6 +194,38 @@ def test_another_pid_namespace_is_told_from_the_first(kernel: FakeKernel) -> Non
     link.unlink()
     link.symlink_to("pid:[4026532201]")
     assert collected(kernel.host).process.sees_host is False
+
+
+# Whom Kata asks
+
+
+def test_the_link_for_kata_is_followed_to_who_serves_there(short_path: Path) -> None:
+    root = short_path
+    link, way = (
+        root / "var/lib/kata-gpu/pod-resources.sock",
+        "/run/kata-gpu/pod-resources-0123abcd.sock",
+    )
+    link.parent.mkdir(parents=True)
+    (root / "run/kata-gpu").mkdir(parents=True)
+
+    def look() -> AskedLink:
+        return asking.read(
+            Host.at(root), "/var/lib/kata-gpu/pod-resources.sock", kubelet="/k", is_wanted=True
+        )
+
+    assert not look().is_there
+    link.symlink_to(way)
+    found = look()
+    assert (found.is_there, found.target, found.leads_to_agent) == (True, way, True)
+    assert (found.is_target_there, found.is_served) == (False, False)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / way[1:]))
+        assert (look().is_target_there, look().is_served) == (True, False)
+        server.listen()
+        assert look().is_served
+    link.unlink()
+    link.write_text("")
+    assert (look().is_there, look().target) == (True, None)
 
 
 # Folders

@@ -18,7 +18,7 @@ from typing import Final
 import pytest
 
 from kata_gpu.errors import HostError
-from kata_gpu.host import detour
+from kata_gpu.host import detour, listeners
 from kata_gpu.host.detour import Detour, Guardian
 from kata_gpu.publish.kubelet.protos import pod_resources_v1_pb2 as api
 from kata_gpu.publish.kubelet.sockets import Client
@@ -216,7 +216,7 @@ def test_after_a_kill_the_link_leads_to_kubelet(way: Detour) -> None:
         assert leads_to(way) == way.through
         killed.kill()
         until(lambda: leads_to(way) == way.around)
-        assert detour.is_served(Path(way.link))
+        assert listeners.is_served(Path(way.link))
         until(lambda: is_gone(killed.guardian))
         assert not Path(way.through).exists()
 

@@ -238,7 +238,7 @@ def test_one_that_a_killed_daemon_left_is_replaced(path: Path) -> None:
 
 def test_one_that_a_daemon_answers_on_is_refused_and_left(path: Path) -> None:
     def second() -> object:
-        with pytest.raises(HeldError, match=r"another daemon answers there; stop it, or set"):
+        with pytest.raises(HeldError, match=r"another process listens there; stop it, or choose"):
             served(path, lambda: None)
         return client.get(path, "/v1/status")
 
@@ -249,7 +249,7 @@ def test_somebody_elses_socket_of_another_kind_is_left(path: Path) -> None:
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.bind(str(path))
-        with pytest.raises(HostError, match=r"cannot serve the status socket .*wrong type"):
+        with pytest.raises(HeldError, match=r"cannot serve on .*: another process listens there"):
             served(path, lambda: None)
         assert path.is_socket()
 
@@ -268,7 +268,7 @@ def test_anything_else_at_its_path_is_refused_and_left(path: Path, kind: str) ->
 
 
 def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match=r"cannot serve the status socket .*too long"):
+    with pytest.raises(HostError, match=r"cannot serve on .*too long"):
         served(tmp_path / ("x" * 108), lambda: None)
     assert list(tmp_path.iterdir()) == []
 

@@ -12,13 +12,14 @@ from kata_gpu.cli import uninstall
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.host import files, locks
 from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.settings import blueprint
 from kata_gpu.settings.agent import Kubernetes
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 from tests.kernel.systemd import Systemd
-from tests.passthrough import CDI, SETTINGS, TEXT, everything, journal_of
+from tests.passthrough import CDI, SETTINGS, TEXT, everything, journal_of, put
 from tests.test_cli import complaint, run
 
 CONFIG: Final = "/opt/kata/share/defaults/kata-containers/configuration.toml"
@@ -107,6 +108,31 @@ def test_what_a_killed_agent_left_goes_too(kernel: FakeKernel) -> None:
     assert kernel.host.path(SETTINGS.pod_resources_link).is_symlink()
     assert finish(kernel) == ExitCode.OK
     assert tree(kernel.host.root) == before
+
+
+def test_what_agents_left_in_kubelets_folders_goes_and_others_files_stay(
+    kernel: FakeKernel,
+) -> None:
+    root, kubelet = kernel.host.root, "/var/lib/kubelet"
+    foreign = [
+        put(root, f"{kubelet}/device-plugins/{name}")
+        for name in ("kubelet.sock", "kubelet_internal_checkpoint", "nvidia-gpu.sock")
+    ]
+    foreign += [put(root, f"{kubelet}/plugins_registry/gpu.nvidia.com-1-reg.sock")]
+    foreign += [put(root, f"{kubelet}/plugins/gpu.nvidia.com/checkpoint.json")]
+    before = tree(root)
+    converge(kernel)
+    for name in ("checkpoint.json", "serialize.lock", "agent-0123.lock", "dra-0123.sock"):
+        put(root, f"{kubelet}/plugins/{GPU_DRIVER}/{name}")
+    put(root, f"{kubelet}/plugins/{FABRIC_DRIVER}/agent-0123.lock")
+    put(root, f"{kubelet}/plugins_registry/{GPU_DRIVER}-0123-reg.sock")
+    put(root, f"{kubelet}/device-plugins/kata-gpu-nvidia.com_pgpu-0123abcd.sock")
+    done = run("uninstall", "--dry-run", "--root", root)
+    assert f"then remove {kubelet}/plugins/{GPU_DRIVER}/checkpoint.json\n" in done.stdout
+    assert f"then remove {kubelet}/plugins/{GPU_DRIVER}, if it is empty\n" in done.stdout
+    assert finish(kernel) == ExitCode.OK
+    assert tree(root) == before
+    assert all(path.exists() for path in foreign)
 
 
 def test_a_folder_that_somebody_else_uses_stays(kernel: FakeKernel) -> None:

@@ -7,28 +7,27 @@ node: devices stay bound, files stay written, VMs run on.
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kata_gpu import __version__
 from kata_gpu.act.journal import Journal
-from kata_gpu.agent import asking, node, temporaries
+from kata_gpu.agent import asking, node, succession, temporaries
 from kata_gpu.agent.drift import Watchman
 from kata_gpu.agent.hints import Reasons, Sources, Watching, listening, paths_to_watch
 from kata_gpu.agent.node import Turn
-from kata_gpu.errors import EndingError, HeldError, HostError, KataGpuError, LedgerError
-from kata_gpu.host import Host, locks, systemd
+from kata_gpu.agent.setbacks import Setbacks
+from kata_gpu.errors import EndingError, HostError, KataGpuError, LedgerError
+from kata_gpu.host import Host, systemd
 from kata_gpu.host.detour import Guardian
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.ledger import Ledger
-from kata_gpu.model.plan import Setback
 from kata_gpu.model.report import NodeState, Report, Result
-from kata_gpu.model.unit import UnitState
+from kata_gpu.model.restraint import Setback
 from kata_gpu.observe import metrics, server
 from kata_gpu.observe.document import document
 from kata_gpu.observe.metrics import Measures
@@ -44,8 +43,6 @@ LoadBlueprint = Callable[[], Blueprint]
 STATUS: Final = "/v1/status"
 CLEAR: Final = "/v1/clear"
 METRICS: Final = "/metrics"
-_LOCK_INTERVAL_S: Final = 0.2
-"""How often one that waits for the node asks for it: flock(2) tells nobody else."""
 
 
 async def run(
@@ -68,7 +65,7 @@ async def run(
     """
     if waits:
         load_blueprint()  # what is wrong with it is said at once
-    async with _alone(host.path(settings.lock), waits=waits):
+    async with succession.alone(host.path(settings.lock), waits=waits):
         watching = Watching(sources)
         watching.follow(())  # first: no change between reading the blueprint and watching it
         asking.settle(host, settings)  # before a drop-in leads Kata there
@@ -101,25 +98,6 @@ async def _public(settings: Settings, daemon: "_Daemon") -> AsyncIterator[None]:
     address, port = settings.metrics.address, settings.metrics.port
     async with server.serve_all(address, port, {METRICS: daemon.metrics}):
         log.info("metrics are served on %s port %d", address, port)
-        yield
-
-
-@asynccontextmanager
-async def _alone(lock: Path, *, waits: bool) -> AsyncIterator[None]:
-    """Hold the node's lock; one that *waits* asks for it until its owner has ended."""
-    with ExitStack() as held:
-        told = False
-        while True:
-            try:
-                held.enter_context(locks.exclusive(lock))
-                break
-            except HeldError as error:
-                if not waits:
-                    raise
-                if not told:
-                    log.info("waiting: %s", error)
-                told = True
-            await asyncio.sleep(_LOCK_INTERVAL_S)
         yield
 
 
@@ -183,7 +161,7 @@ class _Daemon:
         self._journal: Journal | None = None
         self._read_only: str | None = None
         self._watchman = Watchman()
-        self._failed: dict[str, tuple[Setback, float]] = {}
+        self._setbacks = Setbacks()
         self._last_report = Report()
         self._number = 0
         self._state: NodeState | None = None
@@ -217,7 +195,7 @@ class _Daemon:
 
     async def _turn(self, opened: Iterable[str]) -> None:
         self._number += 1
-        hopeless = self._not_yet()
+        hopeless = self._setbacks.fresh()
         units = self._units_of(opened)
         started_at = time.monotonic()
         try:
@@ -234,7 +212,7 @@ class _Daemon:
             log.error("skipped turn %d: %s", self._number, error)  # noqa: TRY400 - no bug
             return
         self._trouble = None
-        self._remember(turn, hopeless)
+        self._setbacks.learn(turn.failed, hopeless, pause_s=self._settings.rescan_interval_s)
         if turn.taken:
             self._last_report = turn.report
         before = self._state
@@ -335,7 +313,7 @@ class _Daemon:
             raise HostError(f"cannot clear {unit}: nothing is changed: {self._read_only}")
         async with self._turning:
             await asyncio.to_thread(node.clear, self._journal, unit)
-        self._failed.pop(unit, None)
+        self._setbacks.forget(unit)
         await self.turn()
         units = self._state.units if self._state else ()
         return {"unit": unit, "state": next((u.state for u in units if u.id == unit), None)}
@@ -349,7 +327,7 @@ class _Daemon:
             log.error("kept blueprint %s: %s", self._blueprint.version, error)  # noqa: TRY400
         else:
             self._complaint = None
-            self._failed.clear()
+            self._setbacks.forget_all()
             self._watchman.forget()
             log.info("read blueprint %s", self._blueprint.version)
 
@@ -366,17 +344,18 @@ class _Daemon:
             answer["kubernetes"] = document(self._publishing.status())
         return answer if self._state is None else {**answer, **document(self._state)}
 
-    def metrics(self) -> server.Text:
-        """Return the answer to GET /metrics."""
+    async def metrics(self) -> server.Text:
+        """Return the answer to GET /metrics, made off the loop: its import takes a while."""
         measures = replace(
             self._measures,
             state=self._state,
             turns=self._number,
             is_read_only=self._read_only is not None,
             is_outdated=self._complaint is not None,
-            answered={} if self._publishing is None else self._publishing.answered,
+            answered={} if self._publishing is None else dict(self._publishing.answered),
         )
-        return server.Text(content=metrics.render(measures), kind=metrics.CONTENT_TYPE)
+        content = await asyncio.to_thread(metrics.render, measures)
+        return server.Text(content=content, kind=metrics.CONTENT_TYPE)
 
     def watchable(self) -> tuple[Path, ...]:
         """Return what the latest state depends on and no uevent tells of."""
@@ -388,24 +367,6 @@ class _Daemon:
         states = [unit.state.value for unit in units]
         counts = ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
         return f"blueprint {self._blueprint.version}: {counts or 'no units'}"
-
-    def _not_yet(self) -> dict[str, Setback]:
-        """Return the units whose last failure is too fresh to try again.
-
-        A failed move makes events itself: without a pause the agent would chase them.
-        """
-        now = time.monotonic()
-        return {unit: why for unit, (why, until) in self._failed.items() if until > now}
-
-    def _remember(self, turn: Turn, hopeless: Mapping[str, Setback]) -> None:
-        until = time.monotonic() + self._settings.rescan_interval_s
-        self._failed = {
-            unit: self._failed[unit]
-            if unit in hopeless
-            else (why, math.inf if why.is_final else until)
-            for unit, why in turn.failed.items()
-            if why.state is UnitState.FAILED  # who waits is tried as soon as something is heard
-        }
 
 
 def _log_changes(before: NodeState | None, after: NodeState) -> None:

@@ -10,16 +10,9 @@ from typing import Final
 
 from kata_gpu.agent.node import Turn
 from kata_gpu.model.blueprint import Drift
-from kata_gpu.model.plan import (
-    MakeVirtuals,
-    MoveGroup,
-    Order,
-    RemoveFile,
-    Setback,
-    Step,
-    WriteFile,
-)
+from kata_gpu.model.plan import MakeVirtuals, MoveGroup, RemoveFile, Step, WriteFile
 from kata_gpu.model.report import NodeState, Result
+from kata_gpu.model.restraint import Order, Setback
 from kata_gpu.model.unit import UnitState
 
 _REPAIRS_MAX: Final = 3

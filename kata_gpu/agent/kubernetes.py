@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import secrets
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -22,7 +21,7 @@ from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import Host, boot
 from kata_gpu.host.detour import Guardian
 from kata_gpu.model.blueprint import Blueprint
-from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Device, Door
+from kata_gpu.model.kubernetes import DRIVERS, GPU_DRIVER, Device, Door
 from kata_gpu.model.report import NodeState
 from kata_gpu.plan.kubernetes import preference, slices, taints
 from kata_gpu.publish.kubelet import device_plugins
@@ -40,7 +39,7 @@ from kata_gpu.publish.kubernetes.events import EventPublisher, happenings
 from kata_gpu.publish.kubernetes.node import LabelPublisher, Write, to_feature_file, to_node
 from kata_gpu.publish.kubernetes.pacing import Pacing
 from kata_gpu.publish.kubernetes.resource_slices import SlicePublisher, SliceRules
-from kata_gpu.settings.agent import Kubernetes, Settings
+from kata_gpu.settings.agent import Kubernetes, Settings, node_name
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,6 @@ _POLL_S: Final = 10.0
 """How often kubelet's sockets are looked at where nothing tells of them."""
 
 _RULES: Final = SliceRules(settle=taints.settle, plan=slices.plan, differences=slices.differences)
-_DRIVERS: Final = (GPU_DRIVER, FABRIC_DRIVER)
 
 Look = Callable[[], Awaitable[object]]
 """Takes a turn that begins after the call, and tells of it by `Publishing.update`."""
@@ -78,7 +76,7 @@ class Publishing:
         self._node = node_name(kubernetes)
         self._suffix = new_suffix()
         self._agent = os.environ.get("POD_UID") or secrets.token_hex(8)
-        self._drivers = {name: self._driver(name) for name in _DRIVERS}
+        self._drivers = {name: self._driver(name) for name in DRIVERS}
         self._offered = Offered(host, self._hands_change)
         self._plugins: DevicePlugins | None = None
         self._proxy: Proxy | None = None
@@ -157,7 +155,7 @@ class Publishing:
                     "standing": self._drivers[name].registration.standing,
                     "problem": self._drivers[name].registration.error or None,
                 }
-                for name in _DRIVERS
+                for name in DRIVERS
                 if name in self._chores
             ],
             "troubles": self._all_troubles(),
@@ -351,8 +349,3 @@ class Publishing:
 
     def _ours(self) -> Ours | None:
         return Ours.of(self._offered.devices, self._node)
-
-
-def node_name(kubernetes: Kubernetes) -> str:
-    """Return this node's name in the cluster."""
-    return kubernetes.node_name or os.environ.get("NODE_NAME") or socket.gethostname().lower()

@@ -19,16 +19,9 @@ from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Cleaning, Ledger
 from kata_gpu.model.pci import Identity
-from kata_gpu.model.plan import (
-    Order,
-    Plan,
-    RestartService,
-    Setback,
-    StartService,
-    Step,
-    StopService,
-)
+from kata_gpu.model.plan import Plan, RestartService, StartService, Step, StopService
 from kata_gpu.model.report import NodeState, Outcome, Report, Result
+from kata_gpu.model.restraint import Order, Setback
 from kata_gpu.model.unit import UnitState
 from kata_gpu.plan import cdi, planner, state
 from kata_gpu.plan.runtime import wiring

@@ -4,16 +4,24 @@ The ledger goes after everything that it names, and the lock after the ledger: a
 is killed is finished by the next.
 """
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
 from kata_gpu.act import owned_files
 from kata_gpu.act.journal import Journal
 from kata_gpu.agent import temporaries
 from kata_gpu.host import Host, detour, files, paths
+from kata_gpu.model.kubernetes import DRIVERS
 from kata_gpu.model.ledger import Ledger
-from kata_gpu.settings.agent import Settings
+from kata_gpu.settings.agent import Kubernetes, Settings
 
-_OURS = "kata-gpu"
+_OURS: Final = "kata-gpu"
+_IN_PLUGINS: Final = re.compile(
+    r"checkpoint\.json|serialize\.lock|agent-[^/]+\.lock|dra-[^/]+\.sock|\.kata-gpu-[0-9a-f]+"
+)
+_IN_REGISTRY: Final = re.compile(rf"({'|'.join(map(re.escape, DRIVERS))})-[^/]+-reg\.sock")
+_IN_DEVICE_PLUGINS: Final = re.compile(r"kata-gpu-.+-[0-9a-z]{1,32}\.sock")
 
 
 def remains(host: Host, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
@@ -26,12 +34,17 @@ def remains(host: Host, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
     """
     last = (settings.pod_resources_link, settings.socket, settings.ledger, settings.lock)
     found = (path for path in last if paths.is_there(host.path(path)))
-    return (*temporaries.find(host, settings, ledger), *_sockets(host, settings), *found)
+    return (
+        *temporaries.find(host, settings, ledger),
+        *_sockets(host, settings),
+        *_near_kubelet(host, settings),
+        *found,
+    )
 
 
 def directories(host: Host, settings: Settings) -> tuple[str, ...]:
     """Return the folders that are ours by their place or name, and go if nothing is in them."""
-    found = [settings.state_directory]
+    found = [settings.state_directory, *_plugins(settings)]
     runtime = settings.runtime_directory
     if runtime.rpartition("/")[2].startswith(_OURS):
         found.append(runtime)
@@ -53,6 +66,29 @@ def finish(host: Host, settings: Settings, journal: Journal, known: Ledger) -> N
         at = host.path(path)
         if not at.is_symlink():  # an admin's, like what it leads to
             files.remove_empty(at)
+
+
+def _plugins(settings: Settings) -> tuple[str, ...]:
+    """Return the folders of the DRA drivers, each named after its own."""
+    kubelet = (settings.kubernetes or Kubernetes()).kubelet_directory
+    return tuple(f"{kubelet}/plugins/{driver}" for driver in DRIVERS)
+
+
+def _near_kubelet(host: Host, settings: Settings) -> Iterator[str]:
+    """Yield what agents left in kubelet's folders: checkpoints, locks, and dead ones' sockets.
+
+    Claims that are still prepared are void with their driver: no VM has a device of theirs.
+    """
+    kubelet = (settings.kubernetes or Kubernetes()).kubelet_directory
+    places = {
+        **dict.fromkeys(_plugins(settings), _IN_PLUGINS),
+        f"{kubelet}/plugins_registry": _IN_REGISTRY,
+        f"{kubelet}/device-plugins": _IN_DEVICE_PLUGINS,
+    }
+    for directory, pattern in places.items():
+        for name in files.names(host.path(directory)):
+            if pattern.fullmatch(name):
+                yield f"{directory}/{name}"
 
 
 def _sockets(host: Host, settings: Settings) -> Iterator[str]:

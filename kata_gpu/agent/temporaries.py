@@ -38,6 +38,8 @@ def sweep(host: Host, settings: Settings, ledger: Ledger) -> None:
 def _near(host: Host, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
     """Return the folders of the files, and those above, where drop-ins are made."""
     found = [settings.state_directory, settings.cdi_directory, settings.quarantine]
+    if settings.kubernetes is not None and settings.kubernetes.features_directory is not None:
+        found.append(settings.kubernetes.features_directory)
     set_aside = map(quarantined_path, files.names(host.path(settings.quarantine)))
     for path in (*ledger.files, *set_aside):
         folder = path.rpartition("/")[0]

@@ -5,15 +5,18 @@ import sys
 from typing import Any
 
 from kata_gpu.act import executor
-from kata_gpu.agent import asking, node
+from kata_gpu.agent import asking, node, withdrawal
+from kata_gpu.agent.withdrawal import NOTHING, Withdrawal
 from kata_gpu.cli import configuration, consent, context, output
+from kata_gpu.cli import withdrawal as words
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import HostError
 from kata_gpu.host import locks
 from kata_gpu.model.pci import PciAddress
-from kata_gpu.model.plan import Plan, Step, text
+from kata_gpu.model.plan import Plan, Step
 from kata_gpu.model.report import Outcome, Report, Result
 from kata_gpu.observe.document import document
+from kata_gpu.plan import review
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -30,7 +33,7 @@ def plan(options: argparse.Namespace) -> int:
         }
         print(output.dump(body, options.output))
     else:
-        print(text(found), end="")
+        print(review.text(found), end="")
         for problem in inventory.problems:
             print(f"problem: {problem.subject}: {problem.reason}")
     return _verdict(found)
@@ -48,7 +51,7 @@ def apply(options: argparse.Namespace) -> int:
     ledger = node.open_journal(host, settings).ledger
     _, found = node.make_plan(host, settings, wanted, ledger)
     if options.dry_run or not found.steps:
-        print(text(found), end="")
+        print(review.text(found), end="")
         return _verdict(found)
     if not _agreed(found, options):
         return ExitCode.FAILED
@@ -71,17 +74,29 @@ def release(options: argparse.Namespace) -> int:
     chosen = None if options.all else frozenset(map(_unit, options.unit))
     ledger = node.open_journal(host, settings).ledger
     found = node.make_release(host, settings, ledger, chosen)
-    if options.dry_run or not found.steps:
-        print(text(found), end="")
-        return ExitCode.REFUSED if found.refusals else ExitCode.OK
-    if not _agreed(found, options):
+    told = withdrawal.look(host, settings) if options.all else NOTHING
+    if options.dry_run or not (found.steps or told.items):
+        print(review.text(found), end="")
+        words.show(told)
+        words.lament(told)
+        return _released(found, told)
+    if not _agreed(found, options, told):
         return ExitCode.FAILED
     with locks.exclusive(host.path(settings.lock)):
         journal = node.open_journal(host, settings)
+        if options.all:  # first: until then the scheduler sends pods here
+            told = withdrawal.carry_out(host, settings)
+            words.report(told)
         found = node.make_release(host, settings, journal.ledger, chosen)
         report = executor.execute(host, found, journal, progress=Progress())
     if report.failures:
         return failed(report)
+    return _released(found, told)
+
+
+def _released(found: Plan, told: Withdrawal) -> int:
+    if told.troubles:
+        return ExitCode.FAILED
     return ExitCode.REFUSED if found.refusals else ExitCode.OK
 
 
@@ -92,10 +107,13 @@ def _unit(name: str) -> str:
         raise HostError(f"cannot release {name!r}: {error}") from error
 
 
-def _agreed(found: Plan, options: argparse.Namespace) -> bool:
-    """Print the plan, and ask unless --yes was given."""
-    print(text(found), end="", flush=True)
-    return consent.agreed(f"take {len(found.steps)} steps?", yes=options.yes)
+def _agreed(found: Plan, options: argparse.Namespace, told: Withdrawal = NOTHING) -> bool:
+    """Print the plan and what Kubernetes was told, and ask unless --yes was given."""
+    print(review.text(found), end="")
+    words.show(told)
+    sys.stdout.flush()
+    count = len(found.steps) + len(told.items)
+    return consent.agreed(f"take {count} steps?", yes=options.yes)
 
 
 class Progress:

@@ -12,7 +12,7 @@ from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.discover import node_facts
 from kata_gpu.errors import KataGpuError
 from kata_gpu.host import Host, paths
-from kata_gpu.model.blueprint import KataHandler
+from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.doctor import Check, Grade
 from kata_gpu.model.node_facts import AgentFacts, AgentPart, PartState
 from kata_gpu.plan import doctor as checks
@@ -41,14 +41,15 @@ def doctor(options: argparse.Namespace) -> int:
         )
         return ExitCode.USAGE
     host = context.host(options)
-    found, agent, handlers = _agent(options, host)
+    found, agent, blueprint = _agent(options, host)
     facts = node_facts.collect(
         host,
         state_directory=found.state_directory,
         cdi_directory=found.cdi_directory,
         agent=agent,
         kata_prefixes=found.kata_prefixes,
-        handlers=handlers,
+        blueprint=replace(blueprint, pod_resources=found.pod_resources),
+        link=found.pod_resources_link,
     )
     answers = [_printable(check) for check in checks.judge(facts, only)]
     _print(answers, options.output)
@@ -56,19 +57,20 @@ def doctor(options: argparse.Namespace) -> int:
     return ExitCode.REFUSED if is_unfit else ExitCode.OK
 
 
-def _agent(
-    options: argparse.Namespace, host: Host
-) -> tuple[Settings, AgentFacts, tuple[KataHandler, ...]]:
-    """Return the settings in force, how each part of the agent is, and the Kata handlers."""
+def _agent(options: argparse.Namespace, host: Host) -> tuple[Settings, AgentFacts, Blueprint]:
+    """Return the settings in force, how each part of the agent is, and the blueprint.
+
+    Without one that can be used it is empty.
+    """
     found, part = _settings(options)
-    blueprint, handlers = _blueprint(host.path(found.blueprint))
+    part_of_blueprint, blueprint = _blueprint(host.path(found.blueprint))
     parts = AgentFacts(
         settings=part,
-        blueprint=blueprint,
+        blueprint=part_of_blueprint,
         ledger=_ledger(host.path(found.ledger)),
         socket=_socket(host.path(found.socket)),
     )
-    return found, parts, handlers
+    return found, parts, blueprint
 
 
 def _settings(options: argparse.Namespace) -> tuple[Settings, AgentPart]:
@@ -79,18 +81,20 @@ def _settings(options: argparse.Namespace) -> tuple[Settings, AgentPart]:
     return found, AgentPart(state=PartState.SOUND, detail=f"files in {found.state_directory}")
 
 
-def _blueprint(path: Path) -> tuple[AgentPart, tuple[KataHandler, ...]]:
+def _blueprint(path: Path) -> tuple[AgentPart, Blueprint]:
     try:
         if paths.status(path) is None:
-            return AgentPart(state=PartState.ABSENT, detail=f"none at {path}"), ()
+            return AgentPart(
+                state=PartState.ABSENT, detail=f"none at {path}"
+            ), node_facts.NO_BLUEPRINT
         from kata_gpu.settings import blueprint  # noqa: PLC0415 - pydantic is for who parses
 
         found = blueprint.load(path)
     except KataGpuError as error:
-        return _fault(error), ()
+        return _fault(error), node_facts.NO_BLUEPRINT
     pools = ", ".join(pool.name for pool in found.pools) or "none"
     detail = f"version {found.version}, pools: {pools}"
-    return AgentPart(state=PartState.SOUND, detail=detail), found.handlers
+    return AgentPart(state=PartState.SOUND, detail=detail), found
 
 
 def _ledger(path: Path) -> AgentPart:

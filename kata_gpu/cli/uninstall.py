@@ -4,12 +4,15 @@ import argparse
 from collections.abc import Iterable
 
 from kata_gpu.act import executor
-from kata_gpu.agent import node, removal, temporaries
+from kata_gpu.agent import node, removal, temporaries, withdrawal
+from kata_gpu.agent.withdrawal import Withdrawal
 from kata_gpu.cli import configuration, consent, context, output
+from kata_gpu.cli import withdrawal as words
 from kata_gpu.cli.change import Progress, failed
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.host import Host, locks
-from kata_gpu.model.plan import Plan, RemoveFile, text
+from kata_gpu.model.plan import Plan, RemoveFile
+from kata_gpu.plan import review
 from kata_gpu.plan.runtime import spot
 from kata_gpu.settings.agent import Settings
 
@@ -22,14 +25,18 @@ def uninstall(options: argparse.Namespace) -> int:
     found = node.make_release(host, settings, ledger, None)
     left = removal.remains(host, settings, ledger)
     folders = (*ledger.directories, *removal.directories(host, settings))
-    if not found.steps and not left and not folders:
+    told = withdrawal.look(host, settings)
+    if not found.steps and not left and not folders and not told.items:
         print("nothing of kata-gpu is on this node")
-        return ExitCode.OK
+        words.lament(told)
+        return _ended(told)
     _show(found, left, folders)
+    words.show(told)
     if found.refusals:
         return _refused()
     if options.dry_run:
-        return ExitCode.OK
+        words.lament(told)
+        return _ended(told)
     if not consent.agreed("remove kata-gpu from this node?", yes=options.yes):
         return ExitCode.FAILED
     with locks.exclusive(host.path(settings.lock)):
@@ -44,6 +51,8 @@ def carry_out(host: Host, settings: Settings) -> int:
     if found.refusals:
         _show(found, (), ())
         return _refused()
+    told = withdrawal.carry_out(host, settings)  # first: until then the scheduler sends pods here
+    words.report(told)
     temporaries.sweep(host, settings, known)  # so that the folders which we made can go
     report = executor.execute(host, found, journal, progress=Progress())
     if report.failures:
@@ -53,15 +62,19 @@ def carry_out(host: Host, settings: Settings) -> int:
     removed = {step.path for step in found.steps if isinstance(step, RemoveFile)}
     if any(path.rpartition("/")[2] in {spot.NAME, spot.CRIO_NAME} for path in removed):
         print("the container runtime knows our handlers until it is restarted")
-    return ExitCode.OK
+    return _ended(told)
 
 
 def _show(found: Plan, left: Iterable[str], folders: Iterable[str]) -> None:
-    print(text(found), end="")
+    print(review.text(found), end="")
     for path in left:
         print(output.printable(f"then remove {path}"))
     for path in dict.fromkeys(folders):
         print(output.printable(f"then remove {path}, if it is empty"))
+
+
+def _ended(told: Withdrawal) -> int:
+    return ExitCode.FAILED if told.troubles else ExitCode.OK
 
 
 def _refused() -> int:

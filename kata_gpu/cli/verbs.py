@@ -6,16 +6,8 @@ They are imported when they run: ``kata-gpu status`` must not pay for what ``run
 from pathlib import Path
 from typing import Final
 
-from kata_gpu.cli import arguments
+from kata_gpu.cli import arguments, groups
 from kata_gpu.cli.arguments import Verbs
-
-_CDI_EPILOG: Final = """\
-for example:
-  kata-gpu cdi validate                        every file that a runtime reads
-  kata-gpu cdi validate ./nvidia.yaml          one file, before it is put there
-  kata-gpu cdi validate --runtime go -o json   for a program, on a node without runtime-rs
-  kata-gpu cdi list                            who offers which device, and who wins
-"""
 
 _SIMULATE_EPILOG: Final = """\
 for example:
@@ -87,51 +79,6 @@ def _add_metrics(verbs: Verbs, name: str) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="replace FILE in one step, and print nothing"
     )
-
-
-def _add_cdi(verbs: Verbs, name: str) -> None:
-    below = arguments.group(
-        verbs,
-        name,
-        "tell whether Kata's runtimes can read this node's CDI files",
-        "Look at CDI files, whoever wrote them: one that a Kata runtime refuses stops\n"
-        "every pod that asks for a GPU, and nothing on the node says which it was. Changes\n"
-        "nothing and needs no blueprint and no agent.",
-        _CDI_EPILOG,
-    )
-    validate = arguments.verb(
-        below,
-        "validate",
-        "cdi",
-        "tell every fault of CDI files, and what it breaks",
-        "Hold each file against the CDI specification and against what Kata's Go runtime and "
-        "runtime-rs take of it. Each fault has its file, its place in the document, its rule, and "
-        "whether it stops every pod of a runtime or breaks one device. Exits 0 when all is fine, "
-        "3 when a runtime refuses something, or the specification does.",
-    )
-    validate.add_argument(
-        "files",
-        nargs="*",
-        type=Path,
-        metavar="FILE",
-        help="a CDI file (default: all of /etc/cdi, /var/run/cdi and the agent's cdi_directory)",
-    )
-    validate.add_argument(
-        "--runtime", choices=("go", "rust"), help="leave out what only the other one minds"
-    )
-    arguments.add_output(validate)
-    listing = arguments.verb(
-        below,
-        "list",
-        "cdi",
-        "show every device that CDI files name",
-        "Show each device with its file and device nodes, which of these are missing, whether it "
-        "is ours, and whether a pod of the Go runtime and of runtime-rs gets it from that file: "
-        "they search /etc/cdi and /var/run/cdi in opposite order. Exits 3 when a file stops every "
-        "pod of a runtime, and names it.",
-        function="list_",
-    )
-    arguments.add_output(listing)
 
 
 def _add_explain(verbs: Verbs, name: str) -> None:
@@ -218,7 +165,9 @@ def _add_release(verbs: Verbs, name: str) -> None:
         "change",
         "give devices back to the driver they came from",
         "Withdraw units from the CDI spec, return their functions to the drivers the ledger "
-        "remembers, and clear the overrides; with --all also remove every file that is ours. The "
+        "remembers, and clear the overrides; with --all also remove every file that is ours, and "
+        "take back the ResourceSlices and labels of this node, where the settings have a cluster. "
+        "The "
         "address of a physical function stands for its virtual ones; those that we made are "
         "removed, as they are with --all. "
         "Needs no blueprint. Stop the agent first, or it binds them again.",
@@ -240,49 +189,13 @@ def _add_uninstall(verbs: Verbs, name: str) -> None:
         "give everything back, and leave nothing of kata-gpu on the node",
         "Give every unit back as release --all does, and remove every file of ours, the folders "
         "that were made for them if nothing else is in them, and last the ledger. Refused as a "
-        "whole while somebody has a unit, and while an agent runs. What you wrote, in "
-        "/etc/kata-gpu, stays. Example: kata-gpu uninstall --dry-run",
+        "whole while somebody has a unit, and while an agent runs. What the cluster was told of "
+        "this node is taken back first. What you wrote, in /etc/kata-gpu, stays. Example: "
+        "kata-gpu uninstall --dry-run",
     )
     parser.set_defaults(log_level="CRITICAL")
     arguments.add_consent(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what would go, and stop")
-
-
-def _add_runtime(verbs: Verbs, name: str) -> None:
-    actions = arguments.group(
-        verbs,
-        name,
-        "show how containerd or CRI-O is wired to Kata, and render the cluster's classes",
-        "Neither changes anything on the node, nor needs an agent.",
-        "examples:\n"
-        "  kata-gpu runtime check             which handler leads where, and what is wrong\n"
-        "  kata-gpu runtime render            the RuntimeClasses that go with the blueprint",
-    )
-    check = arguments.verb(
-        actions,
-        "check",
-        "runtime",
-        "tell which handler leads where, and what is wrong",
-        "Read the container runtime's configuration as it does, and show each Kata handler: the "
-        "file that has the last word on it, its shim, its base file, its RuntimeClass; what hides "
-        "what, what the blueprint misses, and what must be restarted. With -o wide also the "
-        "tables of our own handlers, to be added by hand where no drop-in can be. Changes nothing. "
-        "Exits 3 when something is wrong or refused. Example: kata-gpu runtime check -o wide",
-    )
-    arguments.add_blueprint(check)
-    arguments.add_output(check)
-    render = arguments.verb(
-        actions,
-        "render",
-        "runtime",
-        "print RuntimeClasses and DeviceClasses for the blueprint",
-        "Print the RuntimeClass of each handler and the DeviceClasses as YAML, for kubectl apply. "
-        "Example: kata-gpu runtime render | kubectl apply -f -",
-    )
-    arguments.add_blueprint(render)
-    render.add_argument(
-        "--directory", type=Path, metavar="DIR", help="write a file for each class there instead"
-    )
 
 
 def _add_run(verbs: Verbs, name: str) -> None:
@@ -302,46 +215,6 @@ def _add_run(verbs: Verbs, name: str) -> None:
     )
     parser.set_defaults(log_level="INFO")
     arguments.add_blueprint(parser)
-
-
-def _add_kata(verbs: Verbs, name: str) -> None:
-    below = arguments.group(
-        verbs,
-        name,
-        "show Kata's handlers, and what configuration counts for each",
-        "Find Kata's installations, and merge a handler's base file with the drop-ins in its\n"
-        "config.d as its runtime does. Changes nothing and needs no agent.",
-        "examples:\n"
-        "  kata-gpu kata list -o wide\n"
-        "  kata-gpu kata show kata-qemu-nvidia-gpu --origin",
-    )
-    listing = arguments.verb(
-        below,
-        "list",
-        "kata",
-        "show every handler of this node",
-        "Show every base file that is installed, behind links each once: its runtime by what it "
-        "holds, its version where the installation says it, whether its guests are confidential, "
-        "and whether the blueprint configures it. Exits 3 when the files of one are such that its "
-        "runtime would start no pod.",
-        function="list_",
-    )
-    arguments.add_blueprint(listing)
-    arguments.add_output(listing)
-    show = arguments.verb(
-        below,
-        "show",
-        "kata",
-        "show what counts for one handler",
-        "Print a handler's effective configuration: the base file and all of config.d, merged as "
-        "its runtime merges them. What it refuses, changes or ignores is told on standard error. "
-        "Exits 3 when it would start no pod. For example: "
-        "kata-gpu kata show kata-qemu-nvidia-gpu --origin",
-    )
-    show.add_argument("handler", metavar="HANDLER|PATH", help="its name, or its base file's path")
-    show.add_argument("--origin", action="store_true", help="say of each value which file it is of")
-    arguments.add_blueprint(show)
-    arguments.add_output(show)
 
 
 def _add_simulate(verbs: Verbs, name: str) -> None:
@@ -412,9 +285,9 @@ VERBS: Final = {
     "release": _add_release,
     "clear": _add_clear,
     "run": _add_run,
-    "kata": _add_kata,
-    "cdi": _add_cdi,
-    "runtime": _add_runtime,
+    "kata": groups.add_kata,
+    "cdi": groups.add_cdi,
+    "runtime": groups.add_runtime,
     "uninstall": _add_uninstall,
     "simulate": _add_simulate,
     "completion": _add_completion,

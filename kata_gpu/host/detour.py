@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from kata_gpu.errors import HostError
-from kata_gpu.host import files
+from kata_gpu.host import files, listeners
 from kata_gpu.host.child import leave_everything
 
 _STEM: Final = "pod-resources-"
@@ -66,7 +66,7 @@ class Detour:
         """
         with self._locked() as folder:
             found = self._target(folder)
-            if found != self.around and (found is None or not is_served(self.at(found))):
+            if found != self.around and (found is None or not listeners.is_served(self.at(found))):
                 self._lead(self.around, folder)
 
     def open(self) -> None:
@@ -217,24 +217,11 @@ def is_own_socket(name: str) -> bool:
 def sweep(directory: Path) -> list[Path]:
     """Remove such sockets in *directory* that nobody serves; return what was removed."""
     found = [directory / name for name in files.names(directory) if is_own_socket(name)]
-    left = [path for path in found if path.is_socket() and not is_served(path)]
+    left = [path for path in found if path.is_socket() and not listeners.is_served(path)]
     for path in left:
         with suppress(OSError):
             path.unlink()
     return left
-
-
-def is_served(path: Path) -> bool:
-    """Tell whether somebody may listen at *path*; false when certainly nobody does."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        probe.setblocking(False)  # a full queue is somebody's
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError:
-            return True
-    return True
 
 
 def _take(folder: int) -> None:

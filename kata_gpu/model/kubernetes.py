@@ -13,6 +13,8 @@ GPU_DRIVER: Final = "gpu.kata-passthrough.io"
 FABRIC_DRIVER: Final = "fabric.kata-passthrough.io"
 """NVSwitches."""
 
+DRIVERS: Final = (GPU_DRIVER, FABRIC_DRIVER)
+
 Attribute = bool | int | str
 
 KUBELET_SOCKET: Final = "/var/lib/kubelet/pod-resources/kubelet.sock"

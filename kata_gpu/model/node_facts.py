@@ -200,6 +200,31 @@ class AgentFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskedLink:
+    """The link by which Kata is led to who knows a pod's devices."""
+
+    path: str
+    kubelet: str
+    """Where it leads while no agent answers."""
+
+    is_wanted: bool
+    """Whether Kata is to ask there: a pool is offered through DRA."""
+
+    is_there: bool
+    """Whether anything is at its path."""
+
+    target: str | None = None
+    """Where it leads; None where there is nothing, or no link."""
+
+    leads_to_agent: bool = False
+    """Whether that is a socket of an agent's, by its name."""
+
+    is_target_there: bool = False
+    is_served: bool = False
+    """Whether somebody may listen there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
     """All of it, as of one moment."""
 
@@ -217,5 +242,6 @@ class NodeFacts:
     """Devices that driverctl gives to a driver at boot."""
 
     agent: AgentFacts
+    asked: AskedLink | Unknown
     kata: tuple[InstalledFile, ...] | Unknown = ()
     """Base files of Kata's handlers: those that the blueprint names, or with something beside."""

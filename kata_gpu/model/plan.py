@@ -4,7 +4,6 @@ The executor takes the steps as they stand and chooses nothing. A step is skippe
 step it needs did not succeed.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -40,29 +39,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.reason}; {self.remedy}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setback:
-    """Why a unit, or a file of ours, is not to be touched now."""
-
-    reason: str
-    state: UnitState = UnitState.FAILED
-    """What it makes of the unit."""
-
-    is_final: bool = False
-    """Whether to try again would do harm: it takes an admin, or another blueprint."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """How the agent left things that it is not to repair, only to report."""
-
-    units: frozenset[str] = frozenset()
-    """And the physical functions whose virtual ones they are."""
-
-    files: Mapping[str, str] = field(default_factory=dict)
-    """Content by path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -413,24 +389,3 @@ def in_groups(groups: tuple[int, ...]) -> str:
     """Return `` (IOMMU group 5)`` or the like; nothing without any."""
     numbers = ", ".join(map(str, groups))
     return f" (IOMMU group{'s' if len(groups) > 1 else ''} {numbers})" if groups else ""
-
-
-def text(plan: Plan) -> str:
-    """Return the plan as a person reviews it; ends with a newline."""
-    count = len(plan.steps)
-    todo = f"{count} step{'s' if count != 1 else ''}" if count else "nothing to do"
-    lines = [f"blueprint {plan.blueprint}: {todo}"]
-    for number, step in enumerate(plan.steps, 1):
-        lines.append(f"{number:3}  {step.headline}")
-        if isinstance(step, MoveGroup):
-            lines.extend(f"       {move}" for move in step.moves)
-        if isinstance(step, CleanUnit):
-            lines.extend(
-                f"       {reset.address}  reset by {' or '.join(reset.methods) or 'nothing'}"
-                for reset in step.resets
-            )
-        after = f"; after {', '.join(map(str, step.needs))}" if step.needs else ""
-        lines.append(f"       because {step.reason}{after}")
-    for severity in reversed(Severity):
-        lines.extend(f"{severity}: {f}" for f in plan.findings if f.severity is severity)
-    return "\n".join(lines) + "\n"

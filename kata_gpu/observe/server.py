@@ -2,17 +2,17 @@
 
 A client is not trusted: a request has a size, a connection has a deadline, and there are
 only so many of them at once. GET answers with the latest state; nothing is computed for it
-but its text. POST asks for something, and only root may, or the user the agent runs as: the
-kernel says who the peer is.
+but its text, and off the loop where that takes a while. POST asks for something, and only
+root may, or the user the agent runs as: the kernel says who the peer is.
 """
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import os
 import socket
-import stat
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -23,7 +23,8 @@ from typing import Any, Final
 
 import h11
 
-from kata_gpu.errors import HeldError, HostError, KataGpuError
+from kata_gpu.errors import HostError, KataGpuError
+from kata_gpu.host import listeners
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,11 @@ _CONNECTION_DEADLINE_S: Final = 10.0
 _CONNECTIONS_MAX: Final = 32
 _CHUNK_BYTES: Final = 65536
 
-Routes = dict[str, Callable[[], Any]]
-"""Path → the JSON-able document, or the Text, it answers with."""
+Route = Callable[[], Any]
+"""Returns a JSON-able document, or a Text; or one of these to be awaited, if it takes a while."""
+
+Routes = dict[str, Route]
+"""Path → what a GET of it is answered with."""
 
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
 """Takes a request's JSON object; returns a JSON-able document, or raises KataGpuError."""
@@ -171,7 +175,7 @@ async def _talk(
 
 
 def _listen(path: Path, mode: int) -> socket.socket:
-    _make_way(path)
+    listeners.make_way(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,33 +184,9 @@ def _listen(path: Path, mode: int) -> socket.socket:
         listener.listen()
     except OSError as error:
         listener.close()
-        raise HostError(f"cannot serve the status socket {path}: {error}") from error
+        raise HostError(f"cannot serve on {path}: {error}") from error
     listener.setblocking(False)
     return listener
-
-
-def _make_way(path: Path) -> None:
-    """Remove the socket that a killed daemon left; never anything else."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise HostError(f"cannot serve the status socket {path}: {error.strerror}") from error
-    if not stat.S_ISSOCK(found.st_mode):
-        raise HostError(f"cannot serve the status socket {path}: it exists and is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):  # nobody listens
-            path.unlink(missing_ok=True)
-            return
-        except OSError as error:  # somebody may: a socket of another kind, or one not for us
-            raise HostError(f"cannot serve the status socket {path}: {error.strerror}") from error
-    raise HeldError(
-        f"cannot serve the status socket {path}: another daemon answers there; "
-        f"stop it, or set another socket in agent.toml"
-    )
 
 
 async def _converse(
@@ -299,7 +279,10 @@ async def _answer(
     if asked.method != "GET":
         reason = "cannot change anything here: only GET is served"
         return _refusal(405, reason, ("allow", "GET"))
-    return _Answer(status=200, document=answers.routes[asked.target]())
+    document = answers.routes[asked.target]()
+    return _Answer(
+        status=200, document=await document if inspect.isawaitable(document) else document
+    )
 
 
 async def _obey(command: Command, body: bytes, deadline: asyncio.Timeout) -> _Answer:

@@ -192,13 +192,39 @@ def unselected(unit: str) -> Finding:
     )
 
 
-def exchanged(unit: str, address: PciAddress, label: str) -> Finding:
-    """Object to giving back another card than the one that was taken."""
-    return refusal(
-        unit,
-        f"{address} is now {label}, not the function that was bound",
-        "the card was exchanged: put it back, or rebind by hand",
+def ignored(unit: Unit, pool: Pool) -> Finding:
+    """Say that what is ours is of a pool that leaves it alone."""
+    return Finding(
+        severity=Severity.INFO,
+        subject=unit.id,
+        reason=f"it is ours, but pool {pool.name} ignores it, so it is left alone",
+        remedy=f"kata-gpu release {unit.id} gives it back",
     )
+
+
+def taken_by_another(unit: Unit, pool: Pool) -> Finding:
+    """Object to giving back what somebody else took: nobody knows from which driver."""
+    return refusal(
+        unit.id,
+        f"pool {pool.name} wants it on its host driver, but it is on VFIO and this "
+        f"agent did not put it there, so that driver is unknown",
+        "give it back with the tool that took it",
+    )
+
+
+def exchanged(now: Situation, entry: LedgerEntry) -> Finding | None:
+    """Object to giving back another card than the one that was taken."""
+    for function in reversed(entry.functions):
+        found = now.functions.get(function.address)
+        if found is None or now.is_same(function):
+            continue
+        if found.is_on_vfio or found.binding.override is not None:  # else the host has it already
+            return refusal(
+                entry.unit,
+                f"{found.address} is now {found.label}, not the function that was bound",
+                "the card was exchanged: put it back, or rebind by hand",
+            )
+    return None
 
 
 def refusal(

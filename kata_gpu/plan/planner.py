@@ -23,12 +23,11 @@ from kata_gpu.model.plan import (
     Move,
     MoveGroup,
     NoteUse,
-    Order,
     Plan,
-    Setback,
     Severity,
     StopService,
 )
+from kata_gpu.model.restraint import Order, Setback
 from kata_gpu.model.unit import Unit
 from kata_gpu.plan import (
     checks,
@@ -139,12 +138,7 @@ class _Draft:
         match pool.mode:
             case Mode.IGNORE:
                 if entry is not None:
-                    self._say(
-                        Severity.INFO,
-                        unit.id,
-                        f"it is ours, but pool {pool.name} ignores it, so it is left alone",
-                        f"kata-gpu release {unit.id} gives it back",
-                    )
+                    self.findings.append(objections.ignored(unit, pool))
             case Mode.HOST:
                 self._consider_host(unit, pool, entry)
             case Mode.PASSTHROUGH:
@@ -167,22 +161,10 @@ class _Draft:
         now = self._now
         if self._objects(self._stuck(entry)):
             return
-        moves = []
-        for function in reversed(entry.functions):
-            found = now.functions.get(function.address)
-            if found is None:
-                continue
-            if not now.is_same(function):
-                if found.binding.override is None and not found.is_on_vfio:
-                    continue  # the host has the new card already: there is nothing to give back
-                self.findings.append(objections.exchanged(entry.unit, found.address, found.label))
-                return
-            if found.binding != function.original:
-                moves.append(
-                    Move(address=found.address, before=found.binding, target=function.original)
-                )
+        moves = now.way_back(entry)
         if self._objects(
-            objections.with_virtuals(now, entry.unit, moves)
+            objections.exchanged(now, entry)
+            or objections.with_virtuals(now, entry.unit, moves)
             or objections.held(now, entry.unit, moves)
         ):
             return
@@ -190,7 +172,7 @@ class _Draft:
             MoveGroup(
                 entry=replace(entry, stage=Stage.RELEASING),
                 groups=now.groups_of(entry),
-                moves=tuple(moves),
+                moves=moves,
                 reason=reason,
             )
         )
@@ -207,14 +189,7 @@ class _Draft:
         if entry is not None:
             self._give_back(entry, f"pool {pool.name} wants it on its host driver")
         elif any(map(self._now.is_on_vfio, unit.functions)):
-            self.findings.append(
-                objections.refusal(
-                    unit.id,
-                    f"pool {pool.name} wants it on its host driver, but it is on VFIO and this "
-                    f"agent did not put it there, so that driver is unknown",
-                    "give it back with the tool that took it",
-                )
-            )
+            self.findings.append(objections.taken_by_another(unit, pool))
 
     def _consider_passthrough(
         self, unit: Unit, pool: Pool, entry: LedgerEntry | None, *, may_move: bool

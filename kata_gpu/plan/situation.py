@@ -11,7 +11,8 @@ from kata_gpu.model.kubernetes import BindWhen
 from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.operation import Operation
 from kata_gpu.model.pci import PciAddress, PciFunction
-from kata_gpu.model.plan import Move, Order, Setback
+from kata_gpu.model.plan import Move
+from kata_gpu.model.restraint import Order, Setback
 from kata_gpu.model.unit import Unit
 from kata_gpu.model.vfio import VfioDriver
 from kata_gpu.plan import targets
@@ -95,6 +96,18 @@ class Situation:
             entry is not None
             and entry.stage is Stage.BOUND
             and targets.moves((self.functions[a] for a in unit.functions), self.best) == ()
+        )
+
+    def way_back(self, entry: LedgerEntry) -> tuple[Move, ...]:
+        """Return the moves that are missing to the original drivers, last function first.
+
+        What took the place of a function of ours is left alone.
+        """
+        known = [(f, self.functions.get(f.address)) for f in reversed(entry.functions)]
+        return tuple(
+            Move(address=now.address, before=now.binding, target=function.original)
+            for function, now in known
+            if now is not None and self.is_same(function) and now.binding != function.original
         )
 
     def changes_vfio(self, move: Move) -> bool:

@@ -4,6 +4,7 @@ The file is optional and so is every key in it; what the node should *be* is the
 matter, not this one's. ``settings.agent_file`` reads it.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +38,11 @@ class Kubernetes:
 
     features_directory: str | None = None
     """Where node-feature-discovery reads labels from files; None to set labels on the node."""
+
+
+def node_name(kubernetes: Kubernetes) -> str:
+    """Return this node's name in the cluster."""
+    return kubernetes.node_name or os.environ.get("NODE_NAME") or os.uname().nodename.lower()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,20 @@ class Owners:
         self._owned[(key, manager)] = dict(wanted)
         return {**{f: v for f, v in have.items() if f not in gone}, **wanted}
 
+    def managed_fields(self, key: Key) -> list[Json]:
+        """Return who owns what of a node, as its metadata tells it."""
+        return [
+            {
+                "manager": manager,
+                "operation": "Apply",
+                "apiVersion": "v1",
+                "fieldsType": "FieldsV1",
+                "fieldsV1": {"f:metadata": {"f:labels": {f"f:{field}": {} for field in owned}}},
+            }
+            for (where, manager), owned in self._owned.items()
+            if where == key and owned
+        ]
+
     def claim(self, key: Key, manager: str, fields: Collection[Any]) -> None:
         """Have *manager* own fields that it did not apply: who created them owns them."""
         self._owned.setdefault((key, manager), {}).update(dict.fromkeys(fields))

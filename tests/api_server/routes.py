@@ -3,7 +3,7 @@
 import copy
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -117,7 +117,9 @@ def _field(found: Json, path: str) -> object:
 
 def _read(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
     if place.name:
-        return 200, api.store.get(place.key)
+        found = api.store.get(place.key)
+        fields = api.owners.managed_fields(place.key) if place.resource == "nodes" else ()
+        return 200, _with_managers(found, fields) if fields else found
     resource, wants = collection(api, asked)
     items = [found for found in api.store.all(resource) if wants(found)]
     for item in items:  # as in the lists of the real one
@@ -128,6 +130,10 @@ def _read(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
         "metadata": {"resourceVersion": str(api.store.version)},
         "items": items,
     }
+
+
+def _with_managers(found: Json, fields: Iterable[Json]) -> Json:
+    return {**found, "metadata": {**found["metadata"], "managedFields": list(fields)}}
 
 
 def _create_slice(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:

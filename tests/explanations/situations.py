@@ -11,7 +11,7 @@ from kata_gpu.agent.node import Turn
 from kata_gpu.errors import HostError
 from kata_gpu.model.explanation import Said, Unsaid
 from kata_gpu.model.pci import PciAddress
-from kata_gpu.model.plan import Order, Setback
+from kata_gpu.model.restraint import Order, Setback
 from kata_gpu.model.unit import UnitState
 from kata_gpu.observe import said
 from kata_gpu.observe.document import document

@@ -31,10 +31,9 @@ from kata_gpu.host.uevents import Uevents
 from kata_gpu.model import vfio
 from kata_gpu.model.explanation import Unsaid, lines
 from kata_gpu.model.ledger import SCHEMA, Ledger
-from kata_gpu.model.plan import text
 from kata_gpu.observe import client, said
 from kata_gpu.observe.document import document
-from kata_gpu.plan import cdi
+from kata_gpu.plan import cdi, review
 from kata_gpu.plan import pods as plan_pods
 from kata_gpu.plan.simulate.simulation import simulate
 from kata_gpu.settings import agent_file, blueprint, manifests
@@ -156,7 +155,7 @@ def blueprints(data: bytes, folder: Path) -> None:
     else:
         (folder / "proc").mkdir(exist_ok=True)
         _, plan = node.make_plan(Host.at(folder), Settings(), wanted, Ledger())
-        assert text(plan).encode()
+        assert review.text(plan).encode()
 
 
 def settings(data: bytes, folder: Path) -> None:
@@ -181,7 +180,7 @@ def ledger(data: bytes, folder: Path) -> None:
             journal = Journal(path)
             (folder / "proc").mkdir(exist_ok=True)
             plan = node.make_release(Host.at(folder), Settings(), journal.ledger, None)
-            assert text(plan).encode()
+            assert review.text(plan).encode()
             ledgers.use(journal, folder)
         except (LedgerError, HostError) as error:
             _told(error)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from kata_gpu.model.operation import Operation
-from kata_gpu.model.plan import Order, Plan
+from kata_gpu.model.plan import Plan
+from kata_gpu.model.restraint import Order
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
 from tests.plans.blueprints import GPUS, blueprint, passthrough

@@ -29,18 +29,17 @@ from kata_gpu.model.plan import (
     MoveFile,
     MoveGroup,
     NoteUse,
-    Order,
     Plan,
     Quarantine,
     RemoveFile,
     RemoveVirtuals,
     RestartService,
-    Setback,
     StartService,
     Step,
     StopService,
     WriteFile,
 )
+from kata_gpu.model.restraint import Order, Setback
 from kata_gpu.plan import cdi, planner
 from kata_gpu.plan.runtime import wiring
 from kata_gpu.settings import blueprint as settings

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kata_gpu.model.plan import MoveGroup, Plan, Severity, text
+from kata_gpu.model.plan import MoveGroup, Plan, Severity
+from kata_gpu.plan import review
 from tests.plans import (
     bundles,
     care,
@@ -70,7 +71,7 @@ def story(request: pytest.FixtureRequest) -> Story:
 
 
 def test_the_plan_reads_as_reviewed(story: Story) -> None:
-    assert text(story.plan) == _golden(story.name).read_text(encoding="utf-8")
+    assert review.text(story.plan) == _golden(story.name).read_text(encoding="utf-8")
 
 
 def test_what_is_refused_is_not_moved(story: Story) -> None:
@@ -117,7 +118,7 @@ def _write() -> None:
     for name, found in SCENARIOS.items():
         with _root() as root:
             _, plan = found.build(root)
-        _golden(name).write_text(text(plan), encoding="utf-8")
+        _golden(name).write_text(review.text(plan), encoding="utf-8")
 
 
 if __name__ == "__main__":

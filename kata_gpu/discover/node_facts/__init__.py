@@ -4,12 +4,16 @@ One fact that cannot be read is unknown and spoils no other. Texts in them are t
 and untrusted.
 """
 
+from typing import Final
+
 from kata_gpu.discover import cdi, kata
-from kata_gpu.discover.node_facts import devices, directories, kernel, modules, processes
+from kata_gpu.discover.node_facts import asking, devices, directories, kernel, modules, processes
 from kata_gpu.discover.node_facts.known import known
 from kata_gpu.host import Host, paths
-from kata_gpu.model.blueprint import KataHandler
+from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.node_facts import AgentFacts, NodeFacts
+
+NO_BLUEPRINT: Final = Blueprint(version="none")
 
 
 def collect(
@@ -19,11 +23,13 @@ def collect(
     cdi_directory: str,
     agent: AgentFacts,
     kata_prefixes: tuple[str, ...] = (),
-    handlers: tuple[KataHandler, ...] = (),
+    blueprint: Blueprint = NO_BLUEPRINT,
+    link: str,
 ) -> NodeFacts:
     """Return what the host shows; *agent* is what others found of the agent's own parts.
 
-    *handlers* are the blueprint's, which may have their base files anywhere.
+    The *blueprint*'s handlers may have their base files anywhere. *link* is where the link is, or
+    would be, by which Kata asks the agent.
     """
     return NodeFacts(
         kernel=kernel.read(host),
@@ -36,5 +42,13 @@ def collect(
         cdi=known(lambda: cdi.read(host, cdi_directory)),
         driverctl=known(lambda: paths.names(host.path("/etc/driverctl.d"))),
         agent=agent,
-        kata=known(lambda: kata.touched(host, kata_prefixes, handlers)),
+        asked=known(
+            lambda: asking.read(
+                host,
+                link,
+                kubelet=blueprint.asked.kubelet,
+                is_wanted=blueprint.asked.link is not None,
+            )
+        ),
+        kata=known(lambda: kata.touched(host, kata_prefixes, blueprint.handlers)),
     )

@@ -19,6 +19,7 @@ from kata_gpu.plan.doctor import (
     kernel,
     modules,
     neighbours,
+    pod_resources,
 )
 
 CHECKS: Final[Mapping[str, Callable[[NodeFacts], Iterable[Answer]]]] = {
@@ -52,6 +53,7 @@ CHECKS: Final[Mapping[str, Callable[[NodeFacts], Iterable[Answer]]]] = {
     "cdi-leftovers": cdi.leftovers,
     "kata-configuration": kata.configuration,
     "kata-drop-ins": kata.drop_ins,
+    "kata-pod-resources": pod_resources.pod_resources,
     "agent-settings": agent.settings,
     "agent-blueprint": agent.blueprint,
     "agent-ledger": agent.ledger,

@@ -20,7 +20,10 @@ _HEADER: Final = "Written by kata-gpu: changes are undone. Settings belong in th
 _MS: Final = 1000
 _PORTS: Final = "pcie_root_port"
 _KUBELET: Final = PodResources()
-_SOURCES: Final = "pod_resource_device_sources"
+SOCKET: Final = ("runtime", "pod_resource_api_sock")
+"""Whom a runtime asks which devices a pod has."""
+
+SOURCES: Final = ("runtime", "pod_resource_device_sources")
 """Known to a Kata that reads DRA devices by itself, which then refuses a pod with devices of a
 source that is not in it, and one with the same device from two."""
 
@@ -73,15 +76,14 @@ def values(
 
 def _asking(handler: KataHandler, before: Effective | None, asked: PodResources) -> dict[Key, Any]:
     """Return whom it asks; a Kata that reads DRA devices by itself asks kubelet for them."""
-    socket = ("runtime", "pod_resource_api_sock")
     if handler.pod_resource_api_sock is not None:
-        return {socket: handler.pod_resource_api_sock}
-    sources = None if before is None else before.value("runtime", _SOURCES)
+        return {SOCKET: handler.pod_resource_api_sock}
+    sources = None if before is None else before.value(*SOURCES)
     if asked.link is None or sources is None:
-        return {socket: asked.link or asked.kubelet}
+        return {SOCKET: asked.link or asked.kubelet}
     return {
-        socket: asked.kubelet,
-        ("runtime", _SOURCES): (*sources, *_missing(sources, _ALL_SOURCES)),
+        SOCKET: asked.kubelet,
+        SOURCES: (*sources, *_missing(sources, _ALL_SOURCES)),
     }
 
 

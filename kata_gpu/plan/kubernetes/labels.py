@@ -21,8 +21,11 @@ PRODUCT: Final = "kata-gpu.io/gpu.product"
 BLUEPRINT: Final = "kata-gpu.io/blueprint"
 CC_MODE: Final = "nvidia.com/cc.mode.state"
 CC_READY: Final = "nvidia.com/cc.ready.state"
-_MIXED: Final = "mixed"
 _TEES: Final = {"snp": Tee.SEV_SNP, "tdx": Tee.TDX}
+KEYS: Final = (READY, *(f"kata-gpu.io/{word}.ready" for word in _TEES), COUNT, PRODUCT, BLUEPRINT)
+"""Those that no other program sets: which of NVIDIA's are ours nobody can tell by their names."""
+
+_MIXED: Final = "mixed"
 _USABLE: Final = frozenset({UnitState.AVAILABLE, UnitState.IN_USE})
 _CC_READY: Final = {"on": "true", "ppcie": "true", "off": "false"}
 _SHORT_NAME: Final = re.compile(r".*\[(.+)\]")

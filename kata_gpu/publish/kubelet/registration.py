@@ -27,7 +27,7 @@ from typing import Final
 import grpc
 
 from kata_gpu.errors import HostError
-from kata_gpu.host import detour
+from kata_gpu.host import listeners
 from kata_gpu.publish.kubelet import sockets
 from kata_gpu.publish.kubelet.device_plugin import DevicePlugin, socket_prefix
 from kata_gpu.publish.kubelet.protos import device_plugin_v1beta1_pb2 as pb
@@ -245,7 +245,7 @@ class Registration:
             return
         for path in found:
             suffix = path.name.removeprefix(prefix)
-            if suffix != path.name and _SUFFIX.fullmatch(suffix) and not detour.is_served(path):
+            if suffix != path.name and _SUFFIX.fullmatch(suffix) and not listeners.is_served(path):
                 with contextlib.suppress(OSError):
                     path.unlink()
 

@@ -163,8 +163,11 @@ class KubernetesClient:
     async def apply_node_labels(
         self, name: str, labels: Mapping[str, str], *, manager: str
     ) -> Object:
-        """Have *manager* own exactly these labels of a node; those of others are untouched."""
-        metadata = {"name": name, "labels": dict(labels)}
+        """Have *manager* own exactly these labels of a node; those of others are untouched.
+
+        One that has none is no manager of the node's any more.
+        """
+        metadata = {"name": name, **({"labels": dict(labels)} if labels else {})}
         body = {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
         return await self._apply(_path("/api/v1/nodes", name), body, manager)
 
