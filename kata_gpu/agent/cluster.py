@@ -1,0 +1,208 @@
+"""What needs an API server: claims, which are read there, and what it is told of this node.
+
+Nothing here changes a device: a claim that needs one bound is recorded, and a turn of the agent
+does it.
+"""
+
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from kata_gpu import __version__
+from kata_gpu.agent.chores import Chores
+from kata_gpu.agent.offered import Offered, Turned
+from kata_gpu.errors import HostError, KataGpuError
+from kata_gpu.host import Host, boot
+from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.kubernetes import DRIVERS, GPU_DRIVER, Device, Door
+from kata_gpu.model.report import NodeState
+from kata_gpu.plan.kubernetes import slices, taints
+from kata_gpu.publish.kubelet.dra import DraDriver, DriverSettings
+from kata_gpu.publish.kubelet.preparing import Agent
+from kata_gpu.publish.kubernetes import client
+from kata_gpu.publish.kubernetes.client import KubernetesClient
+from kata_gpu.publish.kubernetes.errors import NotFoundError
+from kata_gpu.publish.kubernetes.events import EventPublisher, happenings
+from kata_gpu.publish.kubernetes.node import LabelPublisher, to_node
+from kata_gpu.publish.kubernetes.pacing import Pacing
+from kata_gpu.publish.kubernetes.resource_slices import SlicePublisher, SliceRules
+from kata_gpu.settings.agent import Kubernetes, node_name
+
+_RULES: Final = SliceRules(settle=taints.settle, plan=slices.plan, differences=slices.differences)
+
+Look = Callable[[], Awaitable[object]]
+"""Takes a turn that begins after the call, and tells of it by `Publishing.update`."""
+
+
+class Cluster:
+    """DRA's drivers, and who writes slices, labels and Events; :meth:`speak` begins them."""
+
+    def __init__(
+        self,
+        host: Host,
+        kubernetes: Kubernetes,
+        offered: Offered,
+        chores: Chores,
+        look: Look,
+        *,
+        cdi_directory: str,
+    ) -> None:
+        self._host = host
+        self._kubernetes = kubernetes
+        self._offered = offered
+        self._chores = chores
+        self._look = look
+        self._cdi_directory = cdi_directory
+        self._pacing = Pacing(start_spread_s=kubernetes.start_spread_s)
+        self._node = node_name(kubernetes)
+        self._agent = os.environ.get("POD_UID") or secrets.token_hex(8)
+        self._drivers = {name: self._driver(name) for name in DRIVERS}
+        self._client: KubernetesClient | None = None
+        self._labels: LabelPublisher | None = None
+        self._events: EventPublisher | None = None
+        self._told: NodeState | None = None
+        """What the latest Events were about; None before any."""
+
+        self._publishers: dict[str, SlicePublisher] = {}
+
+    def claimed(self) -> frozenset[str]:
+        """Return the units that claims have. Any thread may ask.
+
+        Raises:
+            KataGpuError: nobody can say.
+        """
+        found = [driver.claimed_units() for driver in self._drivers.values()]
+        return frozenset().union(*found)
+
+    def tell(self, turned: Turned) -> None:
+        """Tell everybody what there is now; quick, and never waits."""
+        devices = self._offered.devices
+        if self._client is not None:
+            for name in self._wanted(turned.blueprint, devices):
+                self._chores.begin(name, partial(self._drive, self._drivers[name]))
+                self._publish(self._client, name)
+        for driver in self._drivers.values():
+            driver.changed()
+        for publisher in self._publishers.values():
+            publisher.update(devices)
+        if self._labels is not None:
+            self._labels.update(turned.labels)
+        if self._events is not None:
+            self._events.report(happenings(self._told, turned.state))
+            self._told = turned.state
+
+    async def speak(self) -> None:
+        """Connect, and have all of it done for as long as the chore goes on.
+
+        Raises:
+            HostError: nothing says where the server is, and who we are.
+        """
+        agent = f"kata-gpu/{__version__}"
+        async with client.connected(self._kubernetes.kubeconfig, agent=agent) as connected:
+            self._client = connected
+            if self._labels is None and self._kubernetes.features_directory is None:
+                self._labels = LabelPublisher(to_node(connected, self._node), self._pacing)
+                self._chores.begin("labels", self._labels.run)
+            if self._events is None:
+                self._events = EventPublisher(connected, self._node, self._pacing)
+                self._chores.begin("events", self._events.run)
+            if self._offered.turned is not None:
+                self.tell(self._offered.turned)
+            try:
+                await self._chores.go_on()
+            finally:
+                self._client = None
+
+    def drivers(self) -> list[dict[str, Any]]:
+        """Return how each driver that is served stands, for the status document."""
+        return [
+            {
+                "driver": name,
+                "standing": self._drivers[name].registration.standing,
+                "problem": self._drivers[name].registration.error or None,
+            }
+            for name in DRIVERS
+            if name in self._chores
+        ]
+
+    def troubles(self) -> dict[str, str]:
+        """Return what is not written, and why."""
+        found: dict[str, str] = {}
+        for name, publisher in self._publishers.items():
+            if publisher.trouble is not None:
+                found[f"slices of {name}"] = publisher.trouble
+        for what, part in (("labels", self._labels), ("events", self._events)):
+            if part is not None and part.trouble is not None:
+                found[what] = part.trouble
+        return found
+
+    def _wanted(self, blueprint: Blueprint, devices: Iterable[Device]) -> Iterable[str]:
+        """Return the drivers that have, or may come to have, something to do."""
+        found = {device.driver for device in devices if device.door is Door.DRA}
+        if any(pool.door is Door.DRA for pool in blueprint.pools):
+            found.add(GPU_DRIVER)
+        for name, driver in self._drivers.items():
+            if name not in found and _has_claims(driver):
+                found.add(name)
+        return sorted(found)
+
+    def _driver(self, name: str) -> DraDriver:
+        settings = DriverSettings(
+            driver=name,
+            pool=self._node,
+            agent=self._agent,
+            kubelet=self._host.path(self._kubernetes.kubelet_directory),
+            boot_id=boot.identity(self._host),
+            metadata=(
+                self._host.path(self._cdi_directory) if self._kubernetes.device_metadata else None
+            ),
+        )
+        agent = Agent(
+            get_claim=self._claim,
+            devices=lambda: self._offered.by_name,
+            bring=self._bring,
+            let_go=self._let_go,
+        )
+        return DraDriver(settings, agent)
+
+    def _publish(self, api: KubernetesClient, name: str) -> None:
+        if name not in self._publishers:
+            publisher = SlicePublisher(api, name, self._node, _RULES, self._pacing)
+            self._publishers[name] = publisher
+            self._chores.begin(f"slices of {name}", publisher.run)
+
+    async def _drive(self, driver: DraDriver) -> None:
+        async with driver.serve():
+            await self._chores.go_on()
+
+    # What a driver asks of the agent
+
+    async def _claim(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+        if self._client is None:
+            raise HostError(f"cannot read claim {name}: the API server is not reached yet")
+        self._offered.on_change()
+        try:
+            return await self._client.get_claim(namespace, name)
+        except NotFoundError:
+            return None
+
+    async def _bring(self, units: frozenset[str]) -> Mapping[str, Device]:
+        await self._look()
+        devices = self._offered.by_name
+        for device in devices.values():
+            if not device.is_ready and not device.is_bundle and units.intersection(device.units):
+                raise HostError(f"cannot bind {device.id} for a pod: {device.reason}")
+        return devices
+
+    async def _let_go(self, _units: frozenset[str]) -> None:
+        self._offered.on_change()
+        await self._look()
+
+
+def _has_claims(driver: DraDriver) -> bool:
+    try:
+        return bool(driver.claims())
+    except KataGpuError:
+        return True  # and says so when it is asked for one
