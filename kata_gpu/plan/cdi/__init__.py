@@ -8,7 +8,7 @@ the rules are those of any vendor's file. What a rule is, and what breaks by it,
 from kata_gpu.plan.cdi.judging import judge, judge_file
 from kata_gpu.plan.cdi.libraries import stopped
 from kata_gpu.plan.cdi.resolving import devices
-from kata_gpu.plan.cdi.spec import VERSION, is_ours, path, published, render, without
+from kata_gpu.plan.cdi.spec import VERSION, is_ours, path, published, read, render, without
 
 __all__ = [
     "VERSION",
@@ -18,6 +18,7 @@ __all__ = [
     "judge_file",
     "path",
     "published",
+    "read",
     "render",
     "stopped",
     "without",

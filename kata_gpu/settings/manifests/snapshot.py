@@ -30,8 +30,8 @@ from kata_gpu.plan.simulate.offered import Snapshot
 from kata_gpu.settings.manifests.documents import Document
 from kata_gpu.settings.manifests.objects import Name, Part, Text, validate
 
-FUNCTIONS_MAX: Final = 8192
-"""Of a node: to form units takes longer than each has its turn once."""
+FUNCTIONS_MAX: Final = 4096
+"""Of a node, as of its groups: some rules hold every unit against every other."""
 
 _UNDATED: Final = datetime(1970, 1, 1, tzinfo=UTC)  # nothing that is offered hangs on when
 
