@@ -96,7 +96,7 @@ def _published(
     inventory: Inventory, kind: str, cdi_directory: str
 ) -> Mapping[str, tuple[str, ...]]:
     """Return the nodes that the CDI spec on disk gives each unit that is in it."""
-    return cdi.read(inventory.content(cdi.path(cdi_directory, kind)) or "")
+    return cdi.all_published(inventory.content(cdi.path(cdi_directory, kind)) or "")
 
 
 def _status(

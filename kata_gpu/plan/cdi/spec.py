@@ -73,10 +73,10 @@ def without(content: str, names: Iterable[str]) -> str | None:
 
 def published(content: str, name: str) -> tuple[str, ...]:
     """Return the nodes that a spec of ours gives the named device; empty when it has none."""
-    return read(content).get(name, ())
+    return all_published(content).get(name, ())
 
 
-def read(content: str) -> dict[str, tuple[str, ...]]:
+def all_published(content: str) -> dict[str, tuple[str, ...]]:
     """Return the nodes that a spec of ours gives each device, up to what is no device."""
     found: dict[str, tuple[str, ...]] = {}
     with suppress(*_NO_SPEC):
