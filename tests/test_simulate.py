@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from tests.kernel import nodes
+from tests.plans.blueprints import blueprint as text_of
+from tests.plans.bundles import BOARD
 from tests.simulations.objects import (
     GPU,
     Tree,
@@ -144,6 +146,30 @@ def test_a_blueprint_says_which_door_an_inventory_has(tmp_path: Path) -> None:
     done = simulate(path, "--inventory", node, "--blueprint", blueprint, "-o", "json")
     verdicts = [found["verdict"] for found in told(done)["pods"]]
     assert verdicts == ["placed", "refused", "refused"]
+
+
+def test_a_board_of_an_inventory_is_not_had_beside_its_gpus(tmp_path: Path) -> None:
+    blueprint = tmp_path / "blueprint.toml"
+    blueprint.write_text(text_of(BOARD + 'offer = "dra"\n'))
+    claims = (
+        template("gpu", exactly("gpu", "kata-gpu")),
+        template("board", exactly("board", "kata-gpu-bundle")),
+        *(pod(name, name) for name in ("gpu", "board")),
+    )
+    shipped = sorted(Path("runtimeclass").glob("*.yaml"))
+    node = snapshot(tmp_path, nodes.hgx(tmp_path / "root"), "n1")
+    path = written(tmp_path / "pods.yaml", *claims)
+    done = simulate(path, *shipped, "--inventory", node, "--blueprint", blueprint)
+    assert done.returncode == 3
+    assert "hgx: takes 1 of counter counters-0/fn-0000-43-00-0, of which 0 is left" in done.stdout
+
+
+def test_why_a_gpu_of_an_inventory_is_refused_is_a_note(tmp_path: Path, asked: Path) -> None:
+    path = snapshot(tmp_path, nodes.storage_in_group(tmp_path / "root"), "n1")
+    shown = simulate(asked, "--inventory", path).stdout
+    assert "0000-01-00-0: taint gpu.kata-passthrough.io/refused=true:NoSchedule" in shown
+    assert "note: n1: 0000:01:00.0: pool gpus passes it through, but 0000:" in shown
+    assert "it is a storage controller, which the host may run on" in shown
 
 
 def test_the_classes_that_are_shipped_select_what_an_inventory_has(tmp_path: Path) -> None:

@@ -61,11 +61,12 @@ class Selector:
         A selector that names no address, device or class is about GPUs only: a vendor's
         audio and USB functions come along with a GPU, never by themselves.
         """
+        if self.address is not None and self.address != identity.address:
+            return False  # first, for there may be a selector for each function of a node
         is_specific = (self.device, self.class_prefix, self.address) != (None, None, None)
         return (
             self.vendor in {None, identity.vendor}
             and self.device in {None, identity.device}
-            and self.address in {None, identity.address}
             and (self.class_prefix is None or identity.class_hex.startswith(self.class_prefix))
             and (is_specific or identity.is_gpu)
         )

@@ -1,5 +1,7 @@
 """What each unit is to the node's users, and why: a pure look at plan and inventory."""
 
+from collections.abc import Mapping
+
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.holder import Holder
 from kata_gpu.model.inventory import Inventory
@@ -26,10 +28,12 @@ def assess(
     pools = {pool.name: pool for pool in blueprint.pools}
     objected = {f.subject: f for f in reversed(plan.findings) if f.state is not None}
     moving = _moving(plan)
+    kinds = {pool.resource for pool in blueprint.pools if pool.resource is not None}
+    published = {kind: _published(inventory, kind, cdi_directory) for kind in kinds}
     statuses = []
     for unit in formed.units:
         pool = pools[unit.pool]
-        nodes = _published(inventory, pool, unit, cdi_directory)
+        nodes = published.get(pool.resource or "", {}).get(unit.id, ())
         parent = now.functions[unit.primary].parent
         objection = objected.get(unit.id)
         if objection is None and not nodes:
@@ -88,12 +92,11 @@ def _unclaimed(now: Situation, unit: Unit, pool: Pool) -> str:
     return f"it is {where} until a claim asks for it{who}"
 
 
-def _published(inventory: Inventory, pool: Pool, unit: Unit, cdi_directory: str) -> tuple[str, ...]:
-    """Return the nodes that the CDI spec on disk gives this unit; empty when it has none."""
-    if pool.resource is None:
-        return ()
-    content = inventory.content(cdi.path(cdi_directory, pool.resource))
-    return cdi.published(content or "", unit.id)
+def _published(
+    inventory: Inventory, kind: str, cdi_directory: str
+) -> Mapping[str, tuple[str, ...]]:
+    """Return the nodes that the CDI spec on disk gives each unit that is in it."""
+    return cdi.all_published(inventory.content(cdi.path(cdi_directory, kind)) or "")
 
 
 def _status(

@@ -6,15 +6,16 @@ one that they belong to is no unit then.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
-from kata_gpu.model.iommu import forbidden_reason, judge, judge_without_group
+from kata_gpu.model.iommu import IommuGroup, forbidden_reason, judge, judge_without_group
 from kata_gpu.model.isolation import all_bonded, bonds
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.plan import Finding, Severity
+from kata_gpu.model.platform import Platform
 from kata_gpu.model.unit import Unit, UnitState
 
 Choices = Mapping[PciAddress, tuple[Pool, ...]]
@@ -38,12 +39,30 @@ class Formed:
     findings: tuple[Finding, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """An inventory that is asked once for each unit."""
+
+    functions: Mapping[PciAddress, PciFunction]
+    groups: Mapping[int, IommuGroup]
+    platform: Platform
+
+    @classmethod
+    def of(cls, inventory: Inventory) -> Self:
+        return cls(
+            functions=inventory.by_address(),
+            groups=inventory.by_group(),
+            platform=inventory.platform,
+        )
+
+
 def form(blueprint: Blueprint, inventory: Inventory, ledger: Ledger) -> Formed:
     """Return the units, and what the pools ask for that no unit can be."""
     choices = _choices(blueprint, inventory)
     forbidden = dict(_forbidden(blueprint, inventory, choices))
     findings = list(forbidden.values())
     bonded = bonds(inventory.functions)
+    known = _Known.of(inventory)
     taken: dict[str, int] = {}
     units: list[Unit] = []
     for chosen in _clusters(choices, inventory, ledger, bonded):
@@ -55,7 +74,7 @@ def form(blueprint: Blueprint, inventory: Inventory, ledger: Ledger) -> Formed:
         if rival is not None:
             findings.append(rival)
             continue
-        units.append(_unit(choices, inventory, chosen, pool, bonded))
+        units.append(_unit(choices, known, chosen, pool, bonded))
     findings.extend(_too_few(blueprint, taken))
     return Formed(
         units=tuple(sorted(units, key=lambda unit: unit.primary)),
@@ -101,7 +120,8 @@ def _clusters(
     clusters = [
         sorted(chosen, key=lambda f: (not f.is_gpu, f.address)) for chosen in by_groups.values()
     ]
-    return sorted(clusters, key=lambda c: (ledger.owner(c[0].address) is None, c[0].address))
+    ours = {function.address for entry in ledger.entries for function in entry.functions}
+    return sorted(clusters, key=lambda c: (c[0].address not in ours, c[0].address))
 
 
 def _pool_with_room(pools: Iterable[Pool], taken: Mapping[str, int]) -> Pool | None:
@@ -159,24 +179,23 @@ def _rival(
 
 def _unit(
     choices: Choices,
-    inventory: Inventory,
+    known: _Known,
     chosen: list[PciFunction],
     pool: Pool,
     bonded: Mapping[int, tuple[int, ...]],
 ) -> Unit:
     primary = chosen[0]
-    known = inventory.by_group()
     numbers = _groups(primary, bonded)
-    groups = [known[number] for number in numbers if number in known]
+    groups = [known.groups[number] for number in numbers if number in known.groups]
     verdict = (
         judge(
             groups,
-            inventory.by_address(),
-            inventory.platform,
+            known.functions,
+            known.platform,
             named=frozenset(f.address for f in chosen if _is_to_pass(choices[f.address])),
         )
         if groups
-        else judge_without_group(primary, inventory.platform)
+        else judge_without_group(primary, known.platform)
     )
     return Unit(
         primary=primary.address,

@@ -38,7 +38,7 @@ from kata_gpu.plan import pods as plan_pods
 from kata_gpu.plan.simulate.simulation import simulate
 from kata_gpu.settings import agent_file, blueprint, manifests
 from kata_gpu.settings.agent import Settings
-from kata_gpu.settings.manifests import documents
+from kata_gpu.settings.manifests import documents, snapshot
 from tests.fuzz import conversation, ledgers
 
 Target = Callable[[bytes, Path], None]
@@ -305,11 +305,14 @@ def processes(data: bytes, folder: Path) -> None:
 
 
 def manifests_file(data: bytes, folder: Path) -> None:
-    """Kubernetes objects that a person lets be simulated."""
+    """Kubernetes objects and inventories of nodes that a person lets be simulated."""
     path = folder / "objects.yaml"
     path.write_bytes(data)
     try:
-        found = manifests.scenario(documents.read(path))
+        given = documents.read(path)
+        snapshots = [(found, "n1") for found in given if snapshot.is_snapshot(found)]
+        objects = [found for found in given if not snapshot.is_snapshot(found)]
+        found = manifests.scenario(objects, snapshots)
     except InvalidBlueprint as error:
         _told(error)
         return

@@ -8,10 +8,11 @@ the rules are those of any vendor's file. What a rule is, and what breaks by it,
 from kata_gpu.plan.cdi.judging import judge, judge_file
 from kata_gpu.plan.cdi.libraries import stopped
 from kata_gpu.plan.cdi.resolving import devices
-from kata_gpu.plan.cdi.spec import VERSION, is_ours, path, published, render, without
+from kata_gpu.plan.cdi.spec import VERSION, all_published, is_ours, path, published, render, without
 
 __all__ = [
     "VERSION",
+    "all_published",
     "devices",
     "is_ours",
     "judge",

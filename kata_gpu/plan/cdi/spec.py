@@ -17,6 +17,7 @@ pod-resources-rs.
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 VERSION: Final = "0.5.0"
@@ -72,13 +73,18 @@ def without(content: str, names: Iterable[str]) -> str | None:
 
 def published(content: str, name: str) -> tuple[str, ...]:
     """Return the nodes that a spec of ours gives the named device; empty when it has none."""
-    try:
-        found = next(
-            _nodes(device) for device in json.loads(content)["devices"] if device["name"] == name
-        )
-    except (*_NO_SPEC, StopIteration):
-        return ()
-    return found if all(isinstance(path, str) for path in found) else ()
+    return all_published(content).get(name, ())
+
+
+def all_published(content: str) -> dict[str, tuple[str, ...]]:
+    """Return the nodes that a spec of ours gives each device, up to what is no device."""
+    found: dict[str, tuple[str, ...]] = {}
+    with suppress(*_NO_SPEC):
+        for device in json.loads(content)["devices"]:
+            nodes = _nodes(device)
+            is_sound = all(isinstance(path, str) for path in nodes)
+            found.setdefault(device["name"], nodes if is_sound else ())
+    return found
 
 
 def _nodes(device: Mapping[str, Any]) -> tuple[str, ...]:

@@ -145,11 +145,13 @@ def _with_counts(members: Sequence[_Member]) -> list[_Member]:
     """Give the same counters to what cannot be given at once; none where nothing overlaps."""
     counted = {m.device.id for m in members if m.pool.bundle is not None}
     children: dict[str, tuple[str, ...]] = {}
+    by_parent: dict[PciAddress | None, list[str]] = {}
+    for member in members:
+        for address in dict.fromkeys(function.parent for function in member.functions):
+            by_parent.setdefault(address, []).append(member.device.id)
     for parent in members:
-        addresses = {function.address for function in parent.functions}
-        slices = tuple(
-            m.device.id for m in members if any(f.parent in addresses for f in m.functions)
-        )
+        found = (by_parent.get(function.address, ()) for function in parent.functions)
+        slices = tuple(dict.fromkeys(unit for units in found for unit in units))
         if slices:
             children[parent.device.id] = slices
             counted.update((parent.device.id, *slices))

@@ -1,160 +1,144 @@
-"""What a node of which an inventory is known would offer: devices, or resources by number.
+"""What a node of which an inventory is known would offer, by the agent's own rules.
 
-The attributes have the names and values that the agent publishes, as far as an inventory has
-them: what only the running agent knows is left out.
+It is what the agent would offer once its plan was carried out; see `carried_out`. A unit that is
+refused is offered as the agent offers it: with a taint, and the reason in a note.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
 
-from kata_gpu.model.blueprint import Blueprint, Mode, Pool
-from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Door
-from kata_gpu.model.pci import NVIDIA, PciFunction
-from kata_gpu.plan.simulate.values import Device, DeviceId, Node, Slice, Value, Where
+from kata_gpu.model.blueprint import Blueprint, Mode, Pool, Selector
+from kata_gpu.model.inventory import Inventory
+from kata_gpu.model.iommu import forbidden_reason
+from kata_gpu.model.kubernetes import GPU_DRIVER, Device, Door
+from kata_gpu.model.pci import NVIDIA
+from kata_gpu.model.plan import MakeVirtuals, Plan, Severity
+from kata_gpu.model.slices import NodeIdentity, Object
+from kata_gpu.plan import kubernetes, state
+from kata_gpu.plan.kubernetes import slices
+from kata_gpu.plan.simulate import carried_out
+from kata_gpu.plan.simulate.values import Node
 
-_STANDARD: Final = "resource.kubernetes.io"
-_VENDORS: Final = {NVIDIA: "nvidia", 0x1002: "amd", 0x8086: "intel"}
-_GENERATIONS: Final = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
-_DOMAIN_MAX: Final = 0xFFFF
-_TEXT_MAX: Final = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Functions that a guest gets together; nothing is in the way."""
-
-    functions: tuple[PciFunction, ...]
-
-    @property
-    def primary(self) -> PciFunction:
-        """The function by whose address the unit goes."""
-        return min(self.functions, key=lambda f: (not f.is_gpu, f.address))
-
-    @property
-    def gpus(self) -> int:
-        """How many GPUs it has."""
-        return sum(function.is_gpu for function in self.functions)
+_CDI_DIRECTORY: Final = "/var/run/cdi"  # where it is changes nothing of what is offered
+_GPUS: Final = (Selector(class_prefix="03"), Selector(class_prefix="12"))
+_SWITCHES: Final = (Selector(vendor=NVIDIA, class_prefix="0680"),)
+_TOLD: Final = frozenset({Severity.REFUSED, Severity.WARNING})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A node's groups, and the blueprint that it is to have."""
+    """A node, and the blueprint that it is to have."""
 
     node: str
-    groups: tuple[Group, ...]
+    inventory: Inventory
+    """With the VFIO driver of every endpoint."""
+
     blueprint: Blueprint | None
-    """None for every GPU and switch, through DRA."""
+    """None for every GPU and NVSwitch, through DRA."""
 
 
-def offer(snapshot: Snapshot) -> tuple[Node, tuple[Slice, ...]]:
-    """Return the node with its device-plugin resources, and its ResourceSlices."""
-    taken: dict[str, int] = {}
-    chosen = [(_pool(snapshot.blueprint, group, taken), group) for group in snapshot.groups]
-    resources: dict[str, Fraction] = {}
-    by_driver: dict[str, list[Device]] = {}
-    bundled: dict[str, list[Group]] = {}
-    for pool, group in chosen:
-        door = Door.DRA if pool is None else pool.door
-        if not _is_offered(snapshot, pool, group):
-            continue
-        if door is Door.DRA:
-            driver = GPU_DRIVER if group.gpus else FABRIC_DRIVER
-            by_driver.setdefault(driver, []).append(_device(snapshot.node, driver, group, pool))
-        elif door is Door.DEVICE_PLUGIN and pool is not None and pool.resource is not None:
-            if pool.bundle is not None:
-                bundled.setdefault(pool.resource, []).append(group)
-                continue
-            resources[pool.resource] = resources.get(pool.resource, Fraction(0)) + 1
-    resources.update(dict.fromkeys(bundled, Fraction(1)))
-    slices = tuple(_slice(snapshot.node, d, devices) for d, devices in sorted(by_driver.items()))
-    return Node(name=snapshot.node, resources=resources), slices
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What there is to be had on a node."""
+
+    node: Node
+    """With its device-plugin resources."""
+
+    slices: tuple[Object, ...]
+    """The ResourceSlices, as the agent would publish them first."""
+
+    notes: tuple[str, ...]
+    """Why something that a pool selects is not to be had."""
 
 
-def _is_offered(snapshot: Snapshot, pool: Pool | None, group: Group) -> bool:
-    if snapshot.blueprint is None:
-        return group.gpus > 0 or group.primary.identity.is_nvswitch
-    return pool is not None and pool.mode is Mode.PASSTHROUGH
-
-
-def _pool(blueprint: Blueprint | None, group: Group, taken: dict[str, int]) -> Pool | None:
-    """Return the first pool that selects the group and has room for it."""
-    for pool in () if blueprint is None else blueprint.pools:
-        has = taken.get(pool.name, 0)
-        is_full = pool.max_units is not None and has >= pool.max_units
-        if not is_full and any(pool.selects(function) for function in group.functions):
-            taken[pool.name] = has + 1
-            return pool
-    return None
-
-
-def _slice(node: str, driver: str, devices: Sequence[Device]) -> Slice:
-    return Slice(
-        name=f"{node}-{driver}",
-        driver=driver,
-        pool=node,
-        generation=1,
-        count=1,
-        where=Where(node=node),
-        devices=tuple(sorted(devices, key=lambda device: device.id.name)),
+def offer(snapshot: Snapshot) -> Offer:
+    """Return what the agent would offer on the node."""
+    before = snapshot.inventory
+    blueprint = snapshot.blueprint or _everything(before)
+    left = carried_out.carry_out(blueprint, before, cdi_directory=_CDI_DIRECTORY)
+    known = (blueprint, left.inventory, left.ledger)
+    statuses = state.assess(*known, left.plan, cdi_directory=_CDI_DIRECTORY)
+    found = kubernetes.devices(*known, statuses, cdi_directory=_CDI_DIRECTORY)
+    unnamed = {driver.module for driver in before.vfio_drivers if driver.driver is None}
+    devices = [_without_driver(device, unnamed) for device in found]
+    about = {
+        *(str(function.address) for function in before.functions),
+        *(f"pool {pool.name}" for pool in blueprint.pools),
+        *(f"bundle {pool.bundle}" for pool in blueprint.pools),
+    }
+    return Offer(
+        node=Node(name=snapshot.node, resources=_resources(devices)),
+        slices=tuple(_slices(snapshot.node, blueprint, devices)),
+        notes=tuple(f"{snapshot.node}: {note}" for note in _notes(left.plan, about)),
     )
 
 
-def _device(node: str, driver: str, group: Group, pool: Pool | None) -> Device:
-    primary = group.primary
-    name = str(primary.address).replace(":", "-").replace(".", "-")
-    found = {
-        **_place(primary),
-        **_kind(group),
-        "pool": None if pool is None else pool.name,
-        "driver": primary.binding.driver,
-        "resetMethod": next(iter(primary.reset_methods), None),
-    }
-    return Device(
-        id=DeviceId(driver, node, name),
-        attributes={
-            key if "/" in key else f"{driver}/{key}": value[:_TEXT_MAX]
-            if isinstance(value, str)
-            else value
-            for key, value in found.items()
-            if value is not None
-        },
-        capacity=_capacity(driver, group.functions),
+def _everything(inventory: Inventory) -> Blueprint:
+    """Return the blueprint for every GPU and NVSwitch.
+
+    What must stay comes first, in a pool of its own: it would have the whole pool refused.
+    """
+    staying = tuple(
+        Selector(address=function.address)
+        for function in inventory.functions
+        if function.is_gpu and forbidden_reason(function) is not None
+    )
+    pools = (
+        Pool(name="staying", mode=Mode.IGNORE, selectors=staying),
+        _passing("gpus", _GPUS, "nvidia.com/pgpu"),
+        _passing("switches", _SWITCHES, "nvidia.com/nvswitch"),
+    )
+    return Blueprint(version="(everything)", pools=pools)
+
+
+def _passing(name: str, selectors: tuple[Selector, ...], resource: str) -> Pool:
+    return Pool(
+        name=name,
+        mode=Mode.PASSTHROUGH,
+        selectors=selectors,
+        resource=resource,
+        door=Door.DRA,
     )
 
 
-def _place(function: PciFunction) -> Mapping[str, Value | None]:
-    is_short = function.address.domain <= _DOMAIN_MAX
-    return {
-        f"{_STANDARD}/pcieRoot": function.root or None,
-        f"{_STANDARD}/pciBusID": str(function.address) if is_short else None,
-        f"{_STANDARD}/numaNode": function.numa_node,
-        "iommuGroup": function.iommu_group,
-    }
+def _without_driver(device: Device, unnamed: Collection[str]) -> Device:
+    """Leave out a driver of which the module is known, and not the name."""
+    if device.attributes.get("driver") not in unnamed:
+        return device
+    known = {name: value for name, value in device.attributes.items() if name != "driver"}
+    return replace(device, attributes=known)
 
 
-def _kind(group: Group) -> Mapping[str, Value | None]:
-    primary, link = group.primary, group.primary.link
-    kind = "group" if len(group.functions) > 1 else "function"
-    speed = None if link is None else link.max_speed_gt_s
-    return {
-        "vendor": _VENDORS.get(primary.vendor, f"{primary.vendor:04x}"),
-        "device": f"{primary.identity.device:04x}",
-        "productName": primary.product_name,
-        "unit": kind if primary.parent is None else "virtual-function",
-        "gpuCount": group.gpus,
-        "linkGeneration": None if speed is None else _GENERATIONS.get(speed),
-        "linkWidth": None if link is None else link.max_width,
-    }
+def _resources(devices: Iterable[Device]) -> dict[str, Fraction]:
+    """Return what kubelet has to give of each resource: its healthy devices."""
+    found: dict[str, Fraction] = {}
+    for device in devices:
+        if device.door is Door.DEVICE_PLUGIN:
+            found[device.resource] = found.get(device.resource, Fraction(0)) + device.is_healthy
+    return found
 
 
-def _capacity(driver: str, functions: Iterable[PciFunction]) -> dict[str, Fraction]:
-    size = sum(
-        max((b.size_bytes for b in f.bars if b.is_prefetchable and b.is_64_bit), default=0)
-        for f in functions
-    )
-    return {f"{driver}/barSize": Fraction(size)} if size else {}
+def _slices(node: str, blueprint: Blueprint, devices: list[Device]) -> Iterator[Object]:
+    """Yield the slices of each driver that the agent would run here."""
+    drivers = {device.driver for device in devices if device.door is Door.DRA}
+    if any(pool.door is Door.DRA for pool in blueprint.pools):
+        drivers.add(GPU_DRIVER)
+    for driver in sorted(drivers):
+        yield from slices.slices(driver, NodeIdentity(name=node, uid=""), devices, 1)
+
+
+def _notes(plan: Plan, about: Collection[str]) -> Iterator[str]:
+    for finding in plan.findings:
+        if finding.severity in _TOLD and finding.subject in about:
+            yield f"{finding.subject}: {finding.reason}"
+    for step in plan.steps:
+        if isinstance(step, MakeVirtuals):
+            yield (
+                f"{step.parent}: {step.reason}, and they are not there yet; "
+                "take the inventory again when they are"
+            )
 
 
 def merged(nodes: Iterable[Node]) -> tuple[Node, ...]:

@@ -85,9 +85,7 @@ def scenario(
     for document in documents:
         _take(found, document)
     for document, name in snapshots:
-        node, made = offered.offer(snapshot.snapshot_of(document, name, blueprint))
-        found.nodes.append(node)
-        found.slices += made
+        _take_snapshot(found, document, name, blueprint)
     _refuse_twice(found)
     alone = _claims_alone(found, known)
     members = {pod.group for pod in found.pods if pod.node is None}
@@ -143,6 +141,17 @@ def _take_slice(found: _Found, document: Document) -> None:
     made, notes = slices.slice_of(document)
     found.slices.append(made)
     found.note(notes)
+
+
+def _take_snapshot(
+    found: _Found, document: Document, name: str, blueprint: Blueprint | None
+) -> None:
+    """Take what a node would offer, its slices as those of a file are taken."""
+    made = offered.offer(snapshot.snapshot_of(document, name, blueprint))
+    found.nodes.append(made.node)
+    for body in made.slices:
+        _take_slice(found, Document(document.origin, dict(body)))
+    found.note(made.notes)
 
 
 def _take_rule(found: _Found, document: Document) -> None:
