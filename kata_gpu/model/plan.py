@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kata_gpu.model.confidential import ModeLook
 from kata_gpu.model.ledger import LedgerEntry, Stage
 from kata_gpu.model.pci import Binding, PciAddress
 from kata_gpu.model.unit import UnitState
@@ -216,6 +217,8 @@ class MoveGroup:
     moves: tuple[Move, ...]
     reason: str
     needs: tuple[int, ...] = ()
+    looks: tuple[ModeLook, ...] = ()
+    """The GPUs whose confidential mode is read when all are bound."""
 
     @property
     def headline(self) -> str:
@@ -263,6 +266,9 @@ class Reset:
     methods: tuple[str, ...]
     """Empty for a companion that the kernel cannot reset by itself."""
 
+    start_s: float = 1.0
+    """How long it may take until its memory answers again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanUnit:
@@ -272,6 +278,8 @@ class CleanUnit:
     resets: tuple[Reset, ...]
     reason: str
     needs: tuple[int, ...] = ()
+    looks: tuple[ModeLook, ...] = ()
+    """The GPUs whose confidential mode is read afterwards."""
 
     @property
     def headline(self) -> str:
@@ -282,6 +290,29 @@ class CleanUnit:
     def units(self) -> tuple[str, ...]:
         """The units that come to nothing if it fails."""
         return (self.unit,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadMode:
+    """Read which confidential mode the GPUs of a unit are in that nobody has."""
+
+    unit: str
+    addresses: tuple[PciAddress, ...]
+    """All functions of the unit."""
+
+    looks: tuple[ModeLook, ...]
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"read the confidential mode of unit {self.unit}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """None: a unit is no worse if nobody knows its mode."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,6 +409,7 @@ Step = (
     | MoveGroup
     | NoteUse
     | CleanUnit
+    | ReadMode
     | Quarantine
     | StartService
     | RestartService

@@ -60,6 +60,7 @@ def begun(
                 slot=function.slot,
                 serial=function.serial,
                 target=names.get(function.address, function.binding.driver),
+                memory_bytes=function.memory_bytes,
             )
             for function in functions
         ),

@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from datetime import datetime
 
+from kata_gpu.model import confidential
 from kata_gpu.model.blueprint import Mode, Pool
 from kata_gpu.model.explanation import ModuleUse, Said, Section
 from kata_gpu.model.iommu import Verdict
 from kata_gpu.model.kubernetes import Door
 from kata_gpu.model.ledger import LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.operation import Operation
-from kata_gpu.model.pci import PciFunction
+from kata_gpu.model.pci import NVIDIA, PciFunction
 from kata_gpu.model.plan import virtual_functions
 from kata_gpu.model.unit import UnitState
 from kata_gpu.plan import cdi
@@ -27,6 +28,7 @@ def sections(facts: Facts, case: Case) -> tuple[Section, ...]:
     """Return everything that is known, less the sides on which there is nothing to say."""
     found = {
         "What it is": _device(case),
+        "Which confidential mode it is in": _confidential(case),
         "Where it belongs": _belonging(facts, case),
         "Whether a VM may have it": _judged(case),
         "What hangs": _stuck(case),
@@ -58,6 +60,26 @@ def _device(case: Case) -> Iterable[str]:
     )
     yield from _company(case, function)
     yield from map(_driver, case.functions)
+
+
+def _confidential(case: Case) -> Iterable[str]:
+    """Say the mode, or why nobody knows it; of what has none by its chip, nothing."""
+    gpus = [f for f in case.functions if f.is_gpu and f.vendor == NVIDIA and f.parent is None]
+    found = {confidential.has_mode(gpu) for gpu in gpus} - {False}
+    if not found:
+        return
+    if True not in found:
+        yield "not known: by its name in pci.ids nobody can tell whether it has such modes"
+        return
+    entry = case.entry
+    if entry is None:
+        yield "not known: it is read when this agent has bound it"
+    elif entry.cc_mode is not None:
+        yield f"{entry.cc_mode}, as its register said when it was bound, or cleaned last"
+    elif entry.cc_unread is not None:
+        yield f"not known: {entry.cc_unread}"
+    else:
+        yield "not known: it is read after its next cleaning, or when the agent starts anew"
 
 
 def _company(case: Case, function: PciFunction) -> Iterable[str]:
