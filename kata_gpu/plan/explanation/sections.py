@@ -28,7 +28,6 @@ def sections(facts: Facts, case: Case) -> tuple[Section, ...]:
     """Return everything that is known, less the sides on which there is nothing to say."""
     found = {
         "What it is": _device(case),
-        "Which confidential mode it is in": _confidential(case),
         "Where it belongs": _belonging(facts, case),
         "Whether a VM may have it": _judged(case),
         "What hangs": _stuck(case),
@@ -60,6 +59,18 @@ def _device(case: Case) -> Iterable[str]:
     )
     yield from _company(case, function)
     yield from map(_driver, case.functions)
+    yield from _memory(case)
+    yield from _confidential(case)
+
+
+def _memory(case: Case) -> Iterable[str]:
+    """Say what drivers said of the memory of its GPUs; nothing where none did."""
+    before = {f.address: f.memory_bytes for f in case.entry.functions} if case.entry else {}
+    for function in case.functions:
+        found = function.memory_bytes or before.get(function.address)
+        if found is not None:
+            driver = "its driver says" if function.memory_bytes else "its host driver said"
+            yield f"{function.address} has {found >> 20} MiB of memory, as {driver}"
 
 
 def _confidential(case: Case) -> Iterable[str]:
@@ -69,17 +80,18 @@ def _confidential(case: Case) -> Iterable[str]:
     if not found:
         return
     if True not in found:
-        yield "not known: by its name in pci.ids nobody can tell whether it has such modes"
+        yield "whether it has a confidential mode its name in pci.ids does not tell"
         return
     entry = case.entry
-    if entry is None:
-        yield "not known: it is read when this agent has bound it"
-    elif entry.cc_mode is not None:
-        yield f"{entry.cc_mode}, as its register said when it was bound, or cleaned last"
-    elif entry.cc_unread is not None:
-        yield f"not known: {entry.cc_unread}"
-    else:
-        yield "not known: it is read after its next cleaning, or when the agent starts anew"
+    if entry is not None and entry.cc_mode is not None:
+        yield f"its confidential mode was {entry.cc_mode} when it was bound, or cleaned last"
+        return
+    why = "it is read when this agent binds it, and after each cleaning"
+    if entry is not None and entry.stage is Stage.BOUND:
+        why = "it is read after its next cleaning, or when the agent starts anew"
+    if entry is not None and entry.cc_unread is not None:
+        why = entry.cc_unread
+    yield f"its confidential mode is not known: {why}"
 
 
 def _company(case: Case, function: PciFunction) -> Iterable[str]:
