@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from kata_gpu.act import binding, cc_mode, holders, nvidia
+from kata_gpu.act import binding, cc_mode, holders, nvidia, waking
 from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.act.nvidia import Gpus
@@ -49,6 +49,7 @@ def move(host: Host, step: MoveGroup, journal: Journal, looks: Looks) -> None:
         raise
     if step.is_release:
         nvidia.give_back(host, entry)
+        waking.let_sleep(host.sysfs, entry.woken)
         journal.update(lambda ledger: ledger.without_entry(unit))
         return
     for group in step.groups:

@@ -67,9 +67,26 @@ def awake(
     except StuckError:  # what is stored now would wait for it
         raise
     except KataGpuError:
-        _let_sleep(sysfs, journal, unit, sleepers)
+        _end(sysfs, journal, unit, sleepers)
         raise
-    _let_sleep(sysfs, journal, unit, sleepers)
+    _end(sysfs, journal, unit, sleepers)
+
+
+def let_sleep(sysfs: Sysfs, addresses: Iterable[PciAddress]) -> None:
+    """Let functions sleep that are kept awake for a look; what VFIO has no more is left alone.
+
+    One that cannot is left awake, which costs power and nothing else.
+
+    Raises:
+        StuckError: a store does not return.
+    """
+    for address in addresses:
+        device = f"bus/pci/devices/{address}"
+        try:
+            if sysfs.names(f"{device}/vfio-dev"):  # else its driver decides
+                sysfs.write(f"{device}/{_CONTROL}", _LET_SLEEP)
+        except HostError as error:
+            log.warning("cannot let %s sleep again: %s", address, error)
 
 
 def _may_sleep(sysfs: Sysfs, address: PciAddress) -> bool:
@@ -90,14 +107,9 @@ def _wake(sysfs: Sysfs, address: PciAddress) -> None:
         log.warning("cannot wake %s: %s", address, error)
 
 
-def _let_sleep(sysfs: Sysfs, journal: Journal, unit: str, addresses: Iterable[PciAddress]) -> None:
-    """Let them sleep; one that cannot is left awake, which costs power and nothing else."""
+def _end(sysfs: Sysfs, journal: Journal, unit: str, addresses: Iterable[PciAddress]) -> None:
     done = set(addresses)
-    for address in addresses:
-        try:
-            sysfs.write(f"bus/pci/devices/{address}/{_CONTROL}", _LET_SLEEP)
-        except HostError as error:
-            log.warning("cannot let %s sleep again: %s", address, error)
+    let_sleep(sysfs, sorted(done))
     entry = journal.ledger.entry(unit)
     if entry is not None:
         journal.amend(unit, woken=tuple(a for a in entry.woken if a not in done))
