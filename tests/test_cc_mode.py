@@ -198,7 +198,8 @@ def test_whoever_came_since_the_look_is_left_alone(kernel: FakeKernel) -> None:
     assert power(kernel) == []
 
 
-def test_what_was_on_vfio_before_is_read_once_it_is_clean(kernel: FakeKernel) -> None:
+def adopt(kernel: FakeKernel) -> None:
+    """Let an agent adopt a GPU that somebody else's hand brought to VFIO."""
     kernel.run(("modprobe", "--", "vfio-pci"), timeout_s=1)
     kernel.write(f"bus/pci/devices/{nodes.GPU}/driver_override", "vfio-pci")
     kernel.write("bus/pci/drivers/nvidia/unbind", nodes.GPU)
@@ -210,6 +211,10 @@ def test_what_was_on_vfio_before_is_read_once_it_is_clean(kernel: FakeKernel) ->
     kernel.writes.clear()
     adopting = replace(EVERY_GPU, pools=pools)
     node.converge(kernel.host, SETTINGS, adopting, journal_of(kernel.host))
+
+
+def test_what_was_on_vfio_before_is_read_once_it_is_clean(kernel: FakeKernel) -> None:
+    adopt(kernel)
     assert [path for path, _ in kernel.writes] == [CONTROL, RESET, CONTROL]
     assert entry(kernel).cc_mode is CcMode.OFF
 
@@ -268,6 +273,17 @@ def test_a_store_that_hangs_is_no_reason_for_another(kernel: FakeKernel) -> None
     assert "cannot wait longer" in str(turn.report.failures[0].detail)
     assert power(kernel) == [(CONTROL, "on")]
     assert entry(kernel).woken == (address("01:00.0"),)
+
+
+def test_an_adopted_gpu_that_is_given_back_awake_sleeps_again(kernel: FakeKernel) -> None:
+    adopt(kernel)
+    kernel.write(CONTROL, "on")
+    know(kernel, woken=(address("01:00.0"),))
+    journal = journal_of(kernel.host)
+    plan = node.make_release(kernel.host, SETTINGS, journal.ledger, None)
+    assert not executor.execute(kernel.host, plan, journal).failures
+    assert journal.ledger == Ledger()
+    assert (kernel.read(CONTROL), kernel.read(POWER_STATE)) == ("auto", "D3hot")
 
 
 # What cannot be read

@@ -63,7 +63,7 @@ def _with_memory(entry: LedgerEntry, gpus: Gpus) -> LedgerEntry:
     """Return the entry with what NVML says of the memory of its GPUs."""
     functions = tuple(
         replace(function, memory_bytes=gpus[function.address].memory_bytes)
-        if function.address in gpus
+        if function.address in gpus and gpus[function.address].memory_bytes
         else function
         for function in entry.functions
     )

@@ -81,6 +81,7 @@ class FunctionRecord(_Record):
     sriov: SriovRecord | None = None
     is_boot_display: bool = False
     product_name: Name | None = None
+    memory_bytes: Annotated[int, Field(gt=0, lt=1 << 62)] | None = None
 
     def as_value(self) -> PciFunction:
         """Return the function; what does not matter here is empty."""
@@ -120,6 +121,7 @@ class FunctionRecord(_Record):
             serial=None,
             vendor_name=None,
             product_name=self.product_name,
+            memory_bytes=self.memory_bytes,
         )
 
     def _link(self) -> Link | None:
