@@ -28,7 +28,8 @@ def violations(kernel: FakeKernel, home: Home, *, is_spec_ours: bool = True) -> 
     except KataGpuError as error:
         return [f"the ledger cannot be read: {error}"]
     of_the_spec = [*of_the_offer(kernel, ledger), *_of_the_files(kernel, ledger)]
-    return [*(of_the_spec if is_spec_ours else []), *_of_the_originals(kernel, ledger, home)]
+    of_devices = [*_of_the_originals(kernel, ledger, home), *_of_the_sleepers(kernel, ledger)]
+    return [*(of_the_spec if is_spec_ours else []), *of_devices]
 
 
 def offered(kernel: FakeKernel) -> dict[str, tuple[str, ...]]:
@@ -92,6 +93,13 @@ def _of_the_originals(kernel: FakeKernel, ledger: Ledger, home: Home) -> Iterato
                 f"{address} is not in the ledger, has {binding(function)} and came from "
                 f"{home[address]}"
             )
+
+
+def _of_the_sleepers(kernel: FakeKernel, ledger: Ledger) -> Iterator[str]:
+    woken = {str(address) for entry in ledger.entries for address in entry.woken}
+    for address, function in kernel.bus.functions.items():
+        if function.vfio is not None and not function.may_sleep and address not in woken:
+            yield f"{address} is kept awake, and the ledger does not say so"
 
 
 def _of_the_files(kernel: FakeKernel, ledger: Ledger) -> Iterator[str]:

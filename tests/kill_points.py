@@ -308,6 +308,14 @@ def _nodes(shape: Shape, act: Act) -> Iterator[Callable[[], Node]]:
         yield node
 
 
+def _named_gpu(root: Path) -> FakeKernel:
+    """Return a node with a GPU that is known to have a confidential mode."""
+    kernel = nodes.single_gpu(root)
+    names = "#\n10de  NVIDIA Corporation\n\t2330  GH100 [H100 SXM5 80GB]\n"
+    kernel.tree.text("usr/share/misc/pci.ids", names)
+    return kernel
+
+
 def _take_by_hand(kernel: FakeKernel, shape: Shape) -> None:
     kernel.run(("modprobe", "--", "vfio-pci"), timeout_s=3)
     for address in shape.functions:
@@ -357,7 +365,7 @@ def _use_and_break(agent: Agent) -> None:
 
 
 SHAPES: Final[Mapping[str, Shape]] = {
-    "one function": Shape(build=nodes.single_gpu, functions=(nodes.GPU,)),
+    "one function": Shape(build=_named_gpu, functions=(nodes.GPU,)),
     "two functions of a slot": Shape(
         build=partial(nodes.gpu_with_audio, reset_methods=("flr",)),
         functions=(nodes.GPU, nodes.AUDIO),

@@ -58,6 +58,14 @@ int nvmlDeviceGetSerial(void *device, char *serial, unsigned length) {
     return SUCCESS;
 }
 
+typedef struct { unsigned long long total, free, used; } memory_t;
+
+int nvmlDeviceGetMemoryInfo(void *device, memory_t *memory) {
+    if (device == bare) return NOT_SUPPORTED;
+    *memory = (memory_t){.total = 85520809984ULL, .free = 85520809984ULL};
+    return SUCCESS;
+}
+
 int nvmlDeviceGetPersistenceMode(void *device, int *mode) {
     *mode = device == full;
     return SUCCESS;

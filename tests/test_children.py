@@ -19,6 +19,7 @@ import pytest
 from kata_gpu.errors import EndingError, HostError, StuckError
 from kata_gpu.host import leftovers
 from kata_gpu.host.children import Children
+from kata_gpu.host.sysfs import Sysfs
 
 PROC: Final = Path("/proc")
 PATIENCE_S: Final = 0.5
@@ -102,6 +103,35 @@ def test_every_attribute_has_its_text_or_its_error(agent: Children, tmp_path: Pa
 def test_the_first_register_of_a_device_is_one_number(agent: Children, tmp_path: Path) -> None:
     (tmp_path / "resource0").write_bytes(bytes.fromhex("a100001800000000"))
     assert agent.peek("resource0") == "0x180000a1"
+
+
+@pytest.mark.parametrize("offset", [4, 0xFFC, 0x1000, 0x1182CC])
+def test_a_register_is_read_where_it_is(agent: Children, tmp_path: Path, offset: int) -> None:
+    memory = tmp_path / "resource0"
+    memory.touch()
+    os.truncate(memory, 2 << 20)
+    with memory.open("r+b") as opened:
+        opened.seek(offset)
+        opened.write(bytes.fromhex("03000100"))
+    assert agent.peek("resource0", offset) == "0x00010003"
+    assert agent.peek("resource0") == "0x00000000"
+    assert Sysfs(tmp_path).peek("resource0", offset) == "0x00010003"
+
+
+@pytest.mark.parametrize("offset", [-4, 2, 1 << 32])
+def test_where_no_register_can_be_is_the_callers_mistake(
+    agent: Children, tmp_path: Path, offset: int
+) -> None:
+    with pytest.raises(ValueError, match="no register is at offset"):
+        agent.peek("resource0", offset)
+    with pytest.raises(ValueError, match="no register is at offset"):
+        Sysfs(tmp_path).peek("resource0", offset)
+
+
+def test_a_bar_that_ends_before_the_register_is_an_error(agent: Children, tmp_path: Path) -> None:
+    (tmp_path / "resource0").write_bytes(bytes(4096))
+    with pytest.raises(HostError, match=r"cannot read .*/resource0: Invalid argument"):
+        agent.peek("resource0", 0x1000)
 
 
 @pytest.mark.parametrize(

@@ -236,8 +236,9 @@ def test_what_only_has_a_gpus_ids_is_no_failure(kernel: FakeKernel) -> None:
     assert found.cleaned.result.endswith("boot state 0x00000000")
 
 
-def fall_asleep(kernel: FakeKernel) -> None:
-    kernel.tree.show(nodes.GPU, "power_state", "D3hot")
+def stay_asleep(kernel: FakeKernel) -> None:
+    control = f"bus/pci/devices/{nodes.GPU}/power/control"
+    kernel.fail_write(lambda path, _value: path == control, errno.EIO)
 
 
 def stop_decoding(kernel: FakeKernel) -> None:
@@ -252,7 +253,7 @@ def lock_down(kernel: FakeKernel) -> None:
 @pytest.mark.parametrize(
     ("prevent", "why"),
     [
-        (fall_asleep, "its power state is D3hot"),
+        (stay_asleep, "its power state is D3hot"),
         (stop_decoding, "it does not decode its memory"),
         (lock_down, "Operation not permitted"),
     ],

@@ -91,6 +91,24 @@ def test_a_second_start_finds_all_in_order_and_writes_nothing(
     assert kernel.writes == []
 
 
+def test_a_start_reads_the_confidential_mode_that_an_older_agent_did_not(
+    kernel: FakeKernel, events: Events
+) -> None:
+    run(kernel, events, nothing)
+    kernel.tree.text("usr/share/misc/pci.ids", "#\n10de  NVIDIA\n\t2330  GH100 [H100]\n")
+    kernel.tree.show_register(nodes.GPU, 0x1182CC, 1)
+
+    async def script(agent: Agent) -> None:
+        status = await agent.status()
+        assert status["units"][0]["cc_mode"] == "on"
+        count = len(kernel.writes)
+        agent.events.tell()
+        await agent.turn(2)
+        assert len(kernel.writes) == count
+
+    run(kernel, events, script)
+
+
 def test_an_override_that_somebody_cleared_is_put_back_at_the_event(
     kernel: FakeKernel, events: Events
 ) -> None:

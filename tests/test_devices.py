@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kata_gpu.agent import node
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool, Selector
+from kata_gpu.model.confidential import CcMode
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.kubernetes import (
     FABRIC_DRIVER,
@@ -24,8 +25,8 @@ from kata_gpu.model.kubernetes import (
     Effect,
     Taint,
 )
-from kata_gpu.model.ledger import Ledger
-from kata_gpu.model.pci import Bar, Link, PciFunction, PhysicalFunction, VirtualFunction
+from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
+from kata_gpu.model.pci import Bar, Binding, Link, PciFunction, PhysicalFunction, VirtualFunction
 from kata_gpu.model.platform import Tee
 from kata_gpu.model.report import UnitFunction, UnitStatus
 from kata_gpu.model.unit import UnitState
@@ -349,6 +350,37 @@ def test_chip_and_confidential_mode_are_read_from_the_name(
 def test_memory_is_known_where_the_name_says_one_size(name: str, memory: int | None) -> None:
     found = one(function("01:00.0", product_name=name)).capacity_bytes
     assert found.get("memory") == (None if memory is None else memory * 10**9)
+
+
+def test_what_a_driver_says_of_memory_goes_before_the_name() -> None:
+    gpu = replace(function("01:00.0", product_name=H100), memory_bytes=85_520_809_984)
+    assert one(gpu).capacity_bytes["memory"] == 85_520_809_984
+
+
+@pytest.mark.parametrize("pool", [POOL, replace(POOL, bind=BindWhen.ON_CLAIM)])
+@pytest.mark.parametrize("driver", ["amdgpu", "nvidia"])
+def test_what_its_driver_said_is_remembered_while_it_is_ours(pool: Pool, driver: str) -> None:
+    gpu = replace(function("01:00.0", product_name=H100), is_on_vfio=True)
+    original = OriginalFunction(
+        address=gpu.address,
+        vendor=gpu.vendor,
+        device=gpu.identity.device,
+        original=Binding(driver=driver, override=None),
+        memory_bytes=68_719_476_736,
+    )
+    entry = LedgerEntry(unit=GPU, stage=Stage.BOUND, functions=(original,), cc_mode=CcMode.ON)
+    (device,) = kubernetes.devices(
+        Blueprint(version="test", pools=(pool,)),
+        inventory_of(gpu),
+        Ledger(entries=(entry,)),
+        [status(gpu)],
+        cdi_directory=CDI_DIRECTORY,
+    )
+    is_on_claim = pool.bind is BindWhen.ON_CLAIM
+    is_told_always = driver == "amdgpu"  # and NVML only when a claim takes the GPU
+    known = 68_719_476_736 if is_told_always or not is_on_claim else 80 * 10**9
+    assert device.capacity_bytes["memory"] == known
+    assert device.attributes.get("ccMode") == (None if is_on_claim else "on")
 
 
 @pytest.mark.parametrize(

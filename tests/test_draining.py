@@ -94,6 +94,14 @@ def test_the_mode_is_in_the_ledger_before_it_is_switched_off(
     assert bound.had_persistence
 
 
+def test_what_nvml_says_of_its_memory_is_in_the_ledger(kernel: FakeKernel, nvml: Nvml) -> None:
+    nvml.memory_bytes = 85_520_809_984
+    bind(kernel)
+    bound = entry(kernel)
+    assert bound is not None
+    assert [function.memory_bytes for function in bound.functions] == [85_520_809_984]
+
+
 def test_a_released_gpu_is_in_the_mode_that_it_was_in(kernel: FakeKernel, nvml: Nvml) -> None:
     bind(kernel)
     nvml.said.clear()

@@ -386,3 +386,40 @@ def assert_clean_or_unreadable(kernel: FakeKernel) -> None:
     counts = [found.numa_node, found.iommu_group, found.revision, found.vendor]
     assert all(n >= 0 for n in counts if n is not None)
     assert found.label.isprintable()
+
+
+# What its driver adds
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("68702699520\n", 68_702_699_520),
+        (None, None),
+        ("0\n", None),
+        ("-1\n", None),
+        ("many\n", None),
+        ("9" * 30, None),
+        (b"\xff" * 4096, None),
+    ],
+)
+def test_amds_driver_says_how_much_memory_a_gpu_has(
+    tmp_path: Path, content: bytes | str | None, expected: int | None
+) -> None:
+    kernel = nodes.three_vendors(tmp_path)
+    say(kernel, "mem_info_vram_total", content, nodes.AMD_GPU)
+    assert read(kernel, nodes.AMD_GPU).memory_bytes == expected
+
+
+def test_no_other_drivers_word_on_memory_is_taken(tmp_path: Path) -> None:
+    kernel = nodes.single_gpu(tmp_path)
+    say(kernel, "mem_info_vram_total", "68702699520\n")
+    assert read(kernel).memory_bytes is None
+
+
+def test_an_amd_gpus_memory_is_unknown_where_its_driver_answers_with_an_error(
+    tmp_path: Path,
+) -> None:
+    kernel = nodes.three_vendors(tmp_path)
+    kernel.unreadable(nodes.AMD_GPU, "mem_info_vram_total")
+    assert read(kernel, nodes.AMD_GPU).memory_bytes is None

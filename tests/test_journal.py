@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HostError, LedgerError
+from kata_gpu.model.confidential import CcMode
 from kata_gpu.model.ledger import (
     SCHEMA,
     Cleaning,
@@ -85,6 +86,7 @@ _functions = st.builds(
     slot=_texts,
     serial=_texts,
     target=_drivers,
+    memory_bytes=st.none() | st.integers(1, 1 << 50),
 )
 _entries = st.builds(
     LedgerEntry,
@@ -101,6 +103,9 @@ _entries = st.builds(
     ),
     quarantine=_texts,
     had_persistence=st.booleans(),
+    cc_mode=st.none() | st.sampled_from(CcMode),
+    cc_unread=_texts,
+    woken=st.lists(_addresses, max_size=2).map(tuple),
 )
 _ledgers = st.builds(
     Ledger,
@@ -316,6 +321,11 @@ def test_virtuals_and_services_that_cannot_be_are_refused(
         {"cleaned": {"at": "2026-01-01T00:00:00", "method": "flr", "result": "ok"}},
         {"cleaned": {"at": 5, "method": "flr", "result": "ok"}},
         {"had_persistence": None},
+        {"cc_mode": "secret"},
+        {"cc_mode": 1},
+        {"cc_unread": "a\nb"},
+        {"woken": ["gpu"]},
+        {"woken": None},
     ],
     ids=lambda change: str(change)[:40],
 )
@@ -325,6 +335,13 @@ def test_states_that_cannot_be_are_refused(path: Path, change: dict[str, object]
     write_with_its_checksum(path, body)
     with pytest.raises(LedgerError, match="cannot trust the ledger"):
         Journal(path)
+
+
+def test_a_ledger_of_before_modes_were_read_knows_of_none(path: Path) -> None:
+    write_with_its_checksum(path, body_with())
+    (found,) = Journal(path).ledger.entries
+    assert (found.cc_mode, found.cc_unread, found.woken) == (None, None, ())
+    assert found.functions[0].memory_bytes is None
 
 
 @pytest.mark.parametrize("schema", [0, -1, "1", None, [1]], ids=str)
@@ -351,8 +368,15 @@ def test_hostile_driver_names_are_refused(path: Path, field: str, name: object) 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"address": "../0000:01:00.0"}, {"address": 5}, {"vendor": "xyz"}, {"device": None}],
-    ids=["address", "number", "vendor", "device"],
+    [
+        {"address": "../0000:01:00.0"},
+        {"address": 5},
+        {"vendor": "xyz"},
+        {"device": None},
+        {"memory_bytes": "80"},
+        {"memory_bytes": 0},
+    ],
+    ids=["address", "number", "vendor", "device", "memory", "no memory"],
 )
 def test_functions_that_cannot_be_are_refused(path: Path, changes: dict[str, object]) -> None:
     write_with_its_checksum(path, body_with(**changes))

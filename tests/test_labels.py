@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kata_gpu.errors import HostError
 from kata_gpu.model.blueprint import Blueprint, KataHandler, Mode, Runtime
+from kata_gpu.model.confidential import CcMode
 from kata_gpu.model.pci import PciFunction
 from kata_gpu.model.platform import Platform, Tee
 from kata_gpu.model.report import NodeState
@@ -155,17 +156,22 @@ def test_the_product_is_named_as_it_is_sold(names: tuple[str | None, ...], produ
 
 @pytest.mark.parametrize(
     ("mode", "ready"),
-    [("on", "true"), ("ppcie", "true"), ("off", "false"), ("devtools", ""), ("failed", "")],
+    [
+        (CcMode.ON, "true"),
+        (CcMode.PPCIE, "true"),
+        (CcMode.OFF, "false"),
+        (CcMode.DEVTOOLS, ""),
+    ],
 )
-def test_nvidias_own_labels_are_there_where_the_mode_is_known(mode: str, ready: str) -> None:
+def test_nvidias_own_labels_are_there_where_the_mode_is_known(mode: CcMode, ready: str) -> None:
     found = said(node_state(unit("01:00.0")), cc_mode=mode)
     assert found["nvidia.com/cc.mode.state"] == mode
     assert found["nvidia.com/cc.ready.state"] == ready
 
 
-@given(st.text(max_size=100), st.text(max_size=100), st.one_of(st.none(), st.text(max_size=80)))
+@given(st.text(max_size=100), st.text(max_size=100), st.none() | st.sampled_from(CcMode))
 def test_whatever_a_blueprint_or_a_device_is_called_its_label_is_one(
-    version: str, product: str, mode: str | None
+    version: str, product: str, mode: CcMode | None
 ) -> None:
     blueprint = replace(GPUS, version=version)
     gpus = function("01:00.0", product_name=product)

@@ -73,7 +73,11 @@ def test_what_nvml_says_is_told_by_address(tmp_path: Path, library: Path) -> Non
     machine = Machine(tmp_path, library)
     assert nvml.read(machine.host, [GPU, BARE]) == {
         GPU: nvml.Gpu(
-            uuid="GPU-full", serial="1652823000001", persistence=True, processes=(17, 4242)
+            uuid="GPU-full",
+            serial="1652823000001",
+            persistence=True,
+            processes=(17, 4242),
+            memory_bytes=85_520_809_984,
         ),
         BARE: nvml.Gpu(uuid="GPU-bare", serial=None, persistence=False, processes=()),
     }

@@ -8,7 +8,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Final
 
-from kata_gpu.act import boot_state
+from kata_gpu.act import boot_state, cc_mode, waking
 from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HostError, VerificationError
@@ -36,16 +36,24 @@ def clean(host: Host, step: CleanUnit, journal: Journal, looks: Looks) -> None:
 
     Raises:
         HeldError: somebody has it again; nothing was done.
-        HostError, VerificationError: it is in quarantine now, and the ledger says why.
+        HostError, VerificationError: it is in quarantine now, and the ledger says why; or the
+            ledger cannot be written.
         StuckError: a reset does not return.
     """
     looks.refuse_if_held([reset.address for reset in step.resets])
+    gpus = boot_state.gpus(host.sysfs, (r.address for r in step.resets if r.methods))
+    with waking.awake(host.sysfs, journal, step.unit, gpus):
+        _clean(host, step, journal)
+        cc_mode.remember(host.sysfs, step.unit, step.looks, journal)
+
+
+def _clean(host: Host, step: CleanUnit, journal: Journal) -> None:
     found = ["ids, BARs and link are as before"]
     try:
         for reset in step.resets:
             if reset.methods:
                 _reset(host.sysfs, reset.address)
-                state = boot_state.verify(host.sysfs, reset.address)
+                state = boot_state.verify(host.sysfs, reset.address, start_s=reset.start_s)
                 found += [] if state is None else [f"{reset.address} {state}"]
     except (HostError, VerificationError) as failure:
         record = Cleaning(at=datetime.now(UTC), method=_methods(step), result=str(failure))

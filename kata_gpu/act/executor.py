@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import assert_never
 
-from kata_gpu.act import cleaning, foreign_files, moving, owned_files, services, virtuals
+from kata_gpu.act import cc_mode, cleaning, foreign_files, moving, owned_files, services, virtuals
 from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
 from kata_gpu.errors import HeldError, KataGpuError, VerificationError
@@ -28,6 +28,7 @@ from kata_gpu.model.plan import (
     NoteUse,
     Plan,
     Quarantine,
+    ReadMode,
     RemoveFile,
     RemoveVirtuals,
     RestartService,
@@ -76,6 +77,8 @@ def _stage(step: Step, number: int) -> tuple[str, int]:
             return ("release" if step.is_release else "bind", 0)
         case CleanUnit():
             return ("clean", 0)
+        case ReadMode():
+            return ("read", 0)
         case _:
             return ("alone", number)
 
@@ -134,14 +137,22 @@ def _do(host: Host, step: Step, journal: Journal, looks: Looks) -> None:
             _change_virtuals(host, step, journal)
         case MoveGroup():
             moving.move(host, step, journal, looks)
-        case CleanUnit():
-            cleaning.clean(host, step, journal, looks)
+        case CleanUnit() | ReadMode():
+            _look_after(host, step, journal, looks)
         case WriteFile() | RemoveFile() | MoveFile():
             _change_file(host, step, journal)
         case NoteUse() | Quarantine():
             _note(step, journal)
         case _:
             assert_never(step)
+
+
+def _look_after(host: Host, step: CleanUnit | ReadMode, journal: Journal, looks: Looks) -> None:
+    match step:
+        case CleanUnit():
+            cleaning.clean(host, step, journal, looks)
+        case ReadMode():
+            cc_mode.take(host, step, journal, looks)
 
 
 def _change_virtuals(host: Host, step: MakeVirtuals | RemoveVirtuals, journal: Journal) -> None:

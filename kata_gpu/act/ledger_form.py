@@ -8,6 +8,7 @@ import re
 from datetime import datetime
 from typing import Any, Final
 
+from kata_gpu.model.confidential import CcMode
 from kata_gpu.model.ledger import (
     SCHEMA,
     Cleaning,
@@ -100,6 +101,7 @@ def _unit(entry: LedgerEntry) -> dict[str, Any]:
                 "slot": function.slot,
                 "serial": function.serial,
                 "target": function.target,
+                "memory_bytes": function.memory_bytes,
             }
             for function in entry.functions
         ],
@@ -112,6 +114,9 @@ def _unit(entry: LedgerEntry) -> dict[str, Any]:
         },
         "quarantine": entry.quarantine and _plain(entry.quarantine),
         "had_persistence": entry.had_persistence,
+        "cc_mode": entry.cc_mode and entry.cc_mode.value,
+        "cc_unread": entry.cc_unread and _plain(entry.cc_unread),
+        "woken": [str(address) for address in entry.woken],
     }
 
 
@@ -121,7 +126,7 @@ def _plain(text: str) -> str:
 
 
 def _entry(unit: dict[str, Any]) -> LedgerEntry:
-    cleaned = unit["cleaned"]
+    cleaned, mode = unit["cleaned"], unit.get("cc_mode")
     return LedgerEntry(
         unit=str(PciAddress.parse(unit["unit"])),
         stage=Stage(unit["stage"]),
@@ -130,6 +135,9 @@ def _entry(unit: dict[str, Any]) -> LedgerEntry:
         cleaned=None if cleaned is None else _cleaning(cleaned),
         quarantine=_text(unit["quarantine"]),
         had_persistence=_flag(unit["had_persistence"]),
+        cc_mode=None if mode is None else CcMode(mode),  # this and what follows since 0.4
+        cc_unread=_text(unit.get("cc_unread")),
+        woken=tuple(PciAddress.parse(address) for address in unit.get("woken", [])),
     )
 
 
@@ -153,6 +161,7 @@ def _function(function: dict[str, Any]) -> OriginalFunction:
         slot=_text(function["slot"]),
         serial=_text(function["serial"]),
         target=_driver(function["target"]),
+        memory_bytes=_size(function.get("memory_bytes")),  # since 0.4
     )
 
 
@@ -193,6 +202,10 @@ def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"neither true nor false: {value!r:.80}")  # noqa: TRY004 - one error
     return value
+
+
+def _size(value: Any) -> int | None:
+    return None if value is None else _count(value)
 
 
 def _count(value: Any) -> int:

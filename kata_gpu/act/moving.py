@@ -3,17 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
-from kata_gpu.act import binding, holders, nvidia
+from kata_gpu.act import binding, cc_mode, holders, nvidia, waking
 from kata_gpu.act.holders import Looks
 from kata_gpu.act.journal import Journal
+from kata_gpu.act.nvidia import Gpus
 from kata_gpu.errors import HeldError, HostError, VerificationError
 from kata_gpu.host import Host
-from kata_gpu.model.ledger import Stage
+from kata_gpu.model.ledger import LedgerEntry, Stage
 from kata_gpu.model.plan import MoveGroup
 
 
 def move(host: Host, step: MoveGroup, journal: Journal, looks: Looks) -> None:
-    """Announce, move, verify, record.
+    """Announce, move, verify, record; then look which confidential mode its GPUs are in.
 
     Raises:
         HeldError: somebody uses a function; HostError or VerificationError: the kernel or
@@ -30,7 +31,7 @@ def move(host: Host, step: MoveGroup, journal: Journal, looks: Looks) -> None:
     gpus = nvidia.look(host, leaving, resumed=before is not None)
     holders.refuse_if_at_work(host, gpus)
     had_persistence = step.entry.had_persistence or any(g.persistence for g in gpus.values())
-    entry = replace(step.entry, had_persistence=had_persistence)
+    entry = replace(_with_memory(step.entry, gpus), had_persistence=had_persistence)
     journal.update(lambda ledger: ledger.with_entry(entry))
 
     def last_check() -> None:
@@ -48,11 +49,25 @@ def move(host: Host, step: MoveGroup, journal: Journal, looks: Looks) -> None:
         raise
     if step.is_release:
         nvidia.give_back(host, entry)
+        waking.let_sleep(host.sysfs, entry.woken)
         journal.update(lambda ledger: ledger.without_entry(unit))
         return
     for group in step.groups:
         _require_node(host.path(f"/dev/vfio/{group}"), unit)
     journal.update(lambda ledger: ledger.with_entry(replace(entry, stage=Stage.BOUND)))
+    if changing and not entry.is_used:  # else somebody may have it, and it is cleaned first
+        cc_mode.look(host, unit, step.looks, journal)
+
+
+def _with_memory(entry: LedgerEntry, gpus: Gpus) -> LedgerEntry:
+    """Return the entry with what NVML says of the memory of its GPUs."""
+    functions = tuple(
+        replace(function, memory_bytes=gpus[function.address].memory_bytes)
+        if function.address in gpus and gpus[function.address].memory_bytes
+        else function
+        for function in entry.functions
+    )
+    return replace(entry, functions=functions)
 
 
 def _require_node(node: Path, unit: str) -> None:

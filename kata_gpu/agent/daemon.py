@@ -164,6 +164,7 @@ class _Daemon:
         self._setbacks = Setbacks()
         self._last_report = Report()
         self._number = 0
+        self._has_read_modes = False
         self._state: NodeState | None = None
         self._complaint: str | None = None
         self._trouble: str | None = None
@@ -240,7 +241,7 @@ class _Daemon:
             self._read_only = str(error)
             return node.survey(self._host, self._settings, self._blueprint, str(error))
         self._read_only = None
-        return node.converge(
+        turn = node.converge(
             self._host,
             self._settings,
             self._blueprint,
@@ -250,6 +251,10 @@ class _Daemon:
             kept=self._watchman.kept(self._blueprint.drift),
             claimed=None if self._publishing is None else self._publishing.claimed(),
         )
+        if self._has_read_modes:
+            return turn
+        self._has_read_modes = True
+        return node.read_modes(self._host, self._settings, self._blueprint, self._journal, turn)
 
     def _open_publishing(self, guardian: Guardian | None) -> "Publishing | None":
         if self._settings.kubernetes is None:

@@ -23,7 +23,7 @@ from kata_gpu.model.plan import Plan, RestartService, StartService, Step, StopSe
 from kata_gpu.model.report import NodeState, Outcome, Report, Result
 from kata_gpu.model.restraint import Order, Setback
 from kata_gpu.model.unit import UnitState
-from kata_gpu.plan import cdi, planner, state
+from kata_gpu.plan import cdi, modes, planner, state
 from kata_gpu.plan.runtime import wiring
 from kata_gpu.settings.agent import Settings
 
@@ -195,6 +195,18 @@ def converge(  # noqa: PLR0913 - as `planner.plan`
         hopeless.update(setbacks)
         inventory, plan = look_again()
     return Turn(inventory=inventory, plan=plan, taken=tuple(taken), failed=hopeless)
+
+
+def read_modes(
+    host: Host, settings: Settings, blueprint: Blueprint, journal: Journal, turn: Turn
+) -> Turn:
+    """Read the confidential modes that nobody knows, of units that nobody has; once is enough."""
+    found, cdi_directory = turn.inventory, settings.cdi_directory
+    units = state.assess(blueprint, found, journal.ledger, turn.plan, cdi_directory=cdi_directory)
+    plan = modes.plan(blueprint.version, found, journal.ledger, units)
+    report = executor.execute(host, plan, journal)
+    taken = (*turn.taken, *zip(plan.steps, report.outcomes, strict=True))
+    return replace(turn, taken=taken)
 
 
 def clear(journal: Journal, unit: str) -> None:

@@ -54,7 +54,13 @@ class Turned:
             devices=devices,
             units={unit.id: unit for unit in state.units},
             groups=found.by_group(),
-            labels=labels.labels(state, blueprint, found.by_address(), devices),
+            labels=labels.labels(
+                state,
+                blueprint,
+                found.by_address(),
+                devices,
+                labels.cc_mode(found.functions, ledger),
+            ),
         )
 
 

@@ -49,6 +49,10 @@ _DETAILS: Final = (
     "sriov_totalvfs",
     "serial_number",
 )
+_MEMORY: Final = {"amdgpu": "mem_info_vram_total"}
+"""By driver: what it adds to a function, with the bytes of memory that it found."""
+
+_MEMORY_MAX_BYTES: Final = 1 << 50
 _PROBES_VFS: Final = "sriov_drivers_autoprobe"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 _HEX: Final = re.compile(r"0x[0-9a-f]{1,16}")
@@ -145,13 +149,14 @@ def details(
         found = sysfs.attributes(directory, _DETAILS, optional=_OPTIONAL)
         devices = sysfs.names(f"{directory}/vfio-dev")
         vendor_name, product_name = names.names(identity.vendor, identity.device)
+        driver = _name(sysfs.link(f"{directory}/driver"))
         return PciFunction(
             identity=identity,
             subsystem_vendor=_hex(found, "subsystem_vendor"),
             subsystem_device=_hex(found, "subsystem_device"),
             revision=_hex(found, "revision", absent="0x0"),
             binding=Binding(
-                driver=_name(sysfs.link(f"{directory}/driver")),
+                driver=driver,
                 override=_override(override),
             ),
             numa_node=_known(found.get("numa_node")),
@@ -173,6 +178,7 @@ def details(
             vfio_cdev=_cdev(sysfs, directory, devices),
             vendor_name=vendor_name,
             product_name=product_name,
+            memory_bytes=_memory_bytes(sysfs, directory, driver),
         )
     except (HostError, ValueError) as error:
         raise UnreadableFunctionError(
@@ -207,6 +213,16 @@ def _number(attribute: str, text: str) -> int:
 def _known(text: str | None) -> int | None:
     """Return a count; None where the kernel writes a negative number for "unknown"."""
     return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _memory_bytes(sysfs: Sysfs, directory: str, driver: str | None) -> int | None:
+    """Return what its driver says of a GPU's memory; None where it says nothing."""
+    attribute = _MEMORY.get(driver or "")
+    if attribute is None:
+        return None
+    told = sysfs.attributes(directory, (attribute,), optional=frozenset({attribute}))
+    found = _known(told.get(attribute)) or 0
+    return found if 0 < found <= _MEMORY_MAX_BYTES else None
 
 
 def _name(text: str | None) -> str | None:

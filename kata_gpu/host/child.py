@@ -24,6 +24,7 @@ PID: Final = -1
 _LABEL_MAX_BYTES: Final = 249  # memfd_create(2)
 _ATTRIBUTE_MAX_BYTES: Final = 4096
 _REGISTER_BYTES: Final = 4
+_OFFSET_MAX: Final = 1 << 32
 
 
 def leave_everything(*, but: int) -> None:
@@ -42,8 +43,8 @@ def leave_everything(*, but: int) -> None:
 def fork(request: bytes, writing: int) -> int:
     """Start a child that does what *request* says, and answers into *writing*; return its pid.
 
-    The request is the child's name, the value to store in hexadecimal, the root, and the
-    attributes, with a NUL between each two.
+    The request is the child's name, the value to store or the offset to peek at in hexadecimal,
+    the root, and the attributes, with a NUL between each two.
     """
     pid = os.fork()
     if pid == 0:
@@ -68,27 +69,45 @@ def _do(request: bytes, writing: int) -> None:
         code, text = 0, b""
         try:
             path = root + b"/" + attribute
-            text = peek(path).encode() if name == PEEK else _touch(path, value)
+            text = _peeked(path, value) if name == PEEK else _touch(path, value)
         except OSError as error:
             code = error.errno or errno.EIO
         os.close(described)
         os.write(writing, FRAME.pack(number, code, len(text)) + text)
 
 
-def peek(path: bytes) -> str:
-    """Return the first register of a device's memory, through the file of its BAR.
+def _peeked(path: bytes, offset: bytes) -> bytes:
+    return peek(path, int.from_bytes(offset, "big")).encode()
+
+
+def offset_bytes(offset: int) -> bytes:
+    """Return an offset as a request to peek has it in place of a value.
 
     Raises:
-        OSError: it cannot be opened or mapped.
+        ValueError: no register is there.
+    """
+    if offset % _REGISTER_BYTES or not 0 <= offset < _OFFSET_MAX:
+        raise ValueError(f"no register is at offset {offset:#x}")
+    return offset.to_bytes(_REGISTER_BYTES, "big")
+
+
+def peek(path: bytes, offset: int) -> str:
+    """Return a register of a device's memory, through the file of its BAR.
+
+    Raises:
+        OSError: it cannot be opened or mapped; the BAR may end before *offset*.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    within = offset % mmap.ALLOCATIONGRANULARITY
     try:
         with (
-            mmap.mmap(fd, _REGISTER_BYTES, prot=mmap.PROT_READ) as memory,
+            mmap.mmap(
+                fd, within + _REGISTER_BYTES, prot=mmap.PROT_READ, offset=offset - within
+            ) as memory,
             memoryview(memory) as view,
             view.cast("I") as registers,  # a device need not answer for single bytes
         ):
-            return f"{registers[0]:#010x}"
+            return f"{registers[within // _REGISTER_BYTES]:#010x}"
     except ValueError as error:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from error
     finally:

@@ -82,13 +82,14 @@ class Children:
         """
         self._one(child.STORE, attribute, value)
 
-    def peek(self, resource: str) -> str:
-        """Return the first register behind the file of a BAR: ``0x`` and eight hex digits.
+    def peek(self, resource: str, offset: int = 0) -> str:
+        """Return a register behind the file of a BAR: ``0x`` and eight hex digits.
 
         Raises:
             HostError, StuckError, EndingError: as for `write`.
+            ValueError: *offset*, in bytes, is no register's.
         """
-        return self._one(child.PEEK, resource, b"")
+        return self._one(child.PEEK, resource, child.offset_bytes(offset))
 
     def _one(self, name: bytes, attribute: str, value: bytes) -> str:
         with self._asked(name, [attribute], value) as answers:
@@ -143,7 +144,7 @@ class Children:
                 own_child = self._spawn(b"\0".join(words), writing)
             finally:
                 os.close(writing)
-            yield self._answers(reading, attributes, value)
+            yield self._answers(reading, attributes, value if name == child.STORE else b"")
             if own_child is not None:
                 os.waitpid(own_child, os.WNOHANG)
         finally:

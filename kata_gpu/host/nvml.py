@@ -34,6 +34,8 @@ class Gpu:
     processes: tuple[int, ...]
     """Those that have work on it, in compute or graphics."""
 
+    memory_bytes: int | None = None
+
 
 def read(host: Host, addresses: Iterable[PciAddress]) -> dict[PciAddress, Gpu] | None:
     """Return NVML's word on those GPUs that NVIDIA's driver has; None when there is no NVML.
@@ -116,6 +118,7 @@ def _gpu(fields: dict[str, Any]) -> Gpu:
         serial=fields["serial"],
         persistence=None if fields["persistence"] is None else bool(fields["persistence"]),
         processes=tuple(sorted(pid for pid in fields["processes"] if pid > 0)),
+        memory_bytes=fields["memory"] or None,
     )
 
 
@@ -206,6 +209,7 @@ def _read_one(pynvml: Any, handle: Any) -> dict[str, Any]:
         "serial": told(pynvml.nvmlDeviceGetSerial),
         "persistence": told(pynvml.nvmlDeviceGetPersistenceMode),
         "processes": sorted({process.pid for process in (*compute, *graphics)}),
+        "memory": told(lambda gpu: pynvml.nvmlDeviceGetMemoryInfo(gpu).total),
     }
 
 

@@ -133,20 +133,22 @@ class Sysfs:
                 f"cannot write {value!r} to {self.root / path}: {error.strerror}"
             ) from error
 
-    def peek(self, path: str) -> str:
-        """Return the first register behind the file of a BAR: ``0x`` and eight hex digits.
+    def peek(self, path: str, offset: int = 0) -> str:
+        """Return a register behind the file of a BAR: ``0x`` and eight hex digits.
 
         The device must decode its memory and be awake: one that sleeps answers only ones.
 
         Raises:
             HostError: it cannot be opened or mapped; under lockdown nobody may.
             StuckError, EndingError: as for `write`.
+            ValueError: *offset*, in bytes, is no register's.
         """
         at = self._at(path)
         if self._children is not None:
-            return self._children.peek(path)
+            return self._children.peek(path, offset)
+        child.offset_bytes(offset)
         try:
-            return child.peek(os.fsencode(at))
+            return child.peek(os.fsencode(at), offset)
         except OSError as error:
             raise HostError(f"cannot read {at}: {error.strerror}") from error
 

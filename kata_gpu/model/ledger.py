@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, Self
 
+from kata_gpu.model.confidential import CcMode
 from kata_gpu.model.pci import Binding, PciAddress
 
 SCHEMA: Final = 2
@@ -40,6 +41,9 @@ class OriginalFunction:
 
     target: str | None = None
     """The driver that it is moved to while it is ours; None in a ledger of before 0.2."""
+
+    memory_bytes: int | None = None
+    """A GPU's memory as its host driver said before it left; None where it said nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,15 @@ class LedgerEntry:
 
     had_persistence: bool = False
     """Whether its driver was in NVIDIA's persistence mode, to be restored on release."""
+
+    cc_mode: CcMode | None = None
+    """The confidential mode that all its GPUs were in when they were looked at last."""
+
+    cc_unread: str | None = None
+    """Why that mode is not known; None where it is, or where nobody has looked."""
+
+    woken: tuple[PciAddress, ...] = ()
+    """Functions that are kept awake for a look, and may sleep again after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

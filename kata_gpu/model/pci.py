@@ -209,6 +209,9 @@ class PciFunction:
     product_name: str | None
     """From the pci.ids database; None when it has no entry, or is not installed."""
 
+    memory_bytes: int | None = None
+    """A GPU's memory as the driver that has it says; None where it says nothing."""
+
     @property
     def address(self) -> PciAddress:
         """Where it sits."""

@@ -7,6 +7,7 @@ step it needs did not succeed.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kata_gpu.model.confidential import ModeLook
 from kata_gpu.model.ledger import LedgerEntry, Stage
 from kata_gpu.model.pci import Binding, PciAddress
 from kata_gpu.model.unit import UnitState
@@ -192,6 +193,8 @@ class MoveGroup:
     moves: tuple[Move, ...]
     reason: str
     needs: tuple[int, ...] = ()
+    looks: tuple[ModeLook, ...] = ()
+    """The GPUs whose confidential mode is read when all are bound."""
 
     @property
     def headline(self) -> str:
@@ -239,6 +242,9 @@ class Reset:
     methods: tuple[str, ...]
     """Empty for a companion that the kernel cannot reset by itself."""
 
+    start_s: float = 1.0
+    """How long it may take until its memory answers again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanUnit:
@@ -248,6 +254,8 @@ class CleanUnit:
     resets: tuple[Reset, ...]
     reason: str
     needs: tuple[int, ...] = ()
+    looks: tuple[ModeLook, ...] = ()
+    """The GPUs whose confidential mode is read afterwards."""
 
     @property
     def headline(self) -> str:
@@ -258,6 +266,29 @@ class CleanUnit:
     def units(self) -> tuple[str, ...]:
         """The units that come to nothing if it fails."""
         return (self.unit,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadMode:
+    """Read which confidential mode the GPUs of a unit are in that nobody has."""
+
+    unit: str
+    addresses: tuple[PciAddress, ...]
+    """All functions of the unit."""
+
+    looks: tuple[ModeLook, ...]
+    reason: str
+    needs: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What it does, in one line."""
+        return f"read the confidential mode of unit {self.unit}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """None: a unit is no worse if nobody knows its mode."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,6 +385,7 @@ Step = (
     | MoveGroup
     | NoteUse
     | CleanUnit
+    | ReadMode
     | Quarantine
     | StartService
     | RestartService

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from kata_gpu.model.confidential import CcMode
 from kata_gpu.model.holder import Holder
 from kata_gpu.model.inventory import KataBase, Problem
 from kata_gpu.model.kubernetes import Door
@@ -88,6 +89,12 @@ class UnitStatus:
 
     bundle: str | None = None
     """What it is to be had as together with all of its pool; None when by itself only."""
+
+    cc_mode: CcMode | None = None
+    """The confidential mode that its GPUs were in when they were looked at last."""
+
+    cc_unread: str | None = None
+    """Why that is not known; None where it is, or where nobody has looked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

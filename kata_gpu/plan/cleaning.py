@@ -11,6 +11,7 @@ vfio_pci_core_enable in drivers/vfio/pci/vfio_pci_core.c.
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from kata_gpu.model import confidential
 from kata_gpu.model.ledger import Ledger, LedgerEntry
 from kata_gpu.model.pci import PciFunction
 from kata_gpu.model.plan import CleanUnit, NoteUse, Quarantine, Reset
@@ -51,8 +52,16 @@ def step(unit: Unit, functions: Sequence[PciFunction]) -> CleaningStep:
         )
     return CleanUnit(
         unit=unit.id,
-        resets=tuple(Reset(address=f.address, methods=f.reset_methods) for f in functions),
+        resets=tuple(
+            Reset(
+                address=f.address,
+                methods=f.reset_methods,
+                start_s=confidential.start_s(f),
+            )
+            for f in functions
+        ),
         reason="its last user has gone",
+        looks=confidential.looks(functions),
     )
 
 

@@ -14,6 +14,7 @@ What always holds:
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from kata_gpu.model import confidential
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.ledger import Ledger, LedgerEntry, Stage
@@ -252,7 +253,13 @@ class _Draft:
             begun = targets.begun(unit, functions, entry, moves)
             reason = f"pool {pool.name} passes it through"
             self._moves.append(
-                MoveGroup(entry=begun, groups=unit.groups, moves=moves, reason=reason)
+                MoveGroup(
+                    entry=begun,
+                    groups=unit.groups,
+                    moves=moves,
+                    reason=reason,
+                    looks=confidential.looks(functions),
+                )
             )
             if begun.is_used and not now.holders(unit.functions):
                 return  # it is cleaned in the next pass, and offered after that

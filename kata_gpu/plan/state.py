@@ -129,4 +129,6 @@ def _status(
         cleaned=None if entry is None else entry.cleaned,
         offer=pool.door if pool.mode is Mode.PASSTHROUGH else None,
         bundle=pool.bundle,
+        cc_mode=None if entry is None else entry.cc_mode,
+        cc_unread=None if entry is None else entry.cc_unread,
     )

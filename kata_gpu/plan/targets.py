@@ -46,7 +46,15 @@ def begun(
     """
     names = {move.address: move.target.driver for move in moves}
     if entry is not None:
-        known = tuple(replace(f, target=names.get(f.address, f.target)) for f in entry.functions)
+        told = {f.address: f.memory_bytes for f in functions}
+        known = tuple(
+            replace(
+                f,
+                target=names.get(f.address, f.target),
+                memory_bytes=told.get(f.address) or f.memory_bytes,
+            )
+            for f in entry.functions
+        )
         return replace(entry, stage=Stage.BINDING, functions=known)
     return LedgerEntry(
         unit=unit.id,
@@ -60,6 +68,7 @@ def begun(
                 slot=function.slot,
                 serial=function.serial,
                 target=names.get(function.address, function.binding.driver),
+                memory_bytes=function.memory_bytes,
             )
             for function in functions
         ),

@@ -19,6 +19,7 @@ from kata_gpu.plan.explanation import Facts
 from kata_gpu.settings import blueprint as file
 from tests.kernel import nodes
 from tests.kernel.fake import ROOT_PORT, FakeKernel
+from tests.kernel.nvml import Nvml
 from tests.passthrough import SETTINGS, journal_of
 from tests.plans import blueprints
 from tests.plans.blueprints import AT_MOST_TWO, GPUS, REST_TO_HOST, blueprint
@@ -83,6 +84,14 @@ def people(kernel: FakeKernel) -> None:
     kernel.tree.text(f"var/log/pods/ml_train-0_{UID}/train/0.log", "")
 
 
+def named_gpu(root: Path) -> FakeKernel:
+    """Return a node with a GPU that has confidential modes."""
+    kernel = nodes.single_gpu(root)
+    names = "#\n10de  NVIDIA Corporation\n\t2330  GH100 [H100 SXM5 80GB]\n"
+    kernel.tree.text("usr/share/misc/pci.ids", names)
+    return kernel
+
+
 @situation
 def available_for_a_kata_handler(root: Path) -> tuple[Facts, str]:
     """It says how a pod asks for it."""
@@ -99,6 +108,41 @@ def available_and_the_handler_is_not_installed(root: Path) -> tuple[Facts, str]:
     world = World(nodes.single_gpu(root), blueprint(GPUS, GO))
     world.turn()
     return world.look(), nodes.GPU
+
+
+@situation
+def available_in_a_confidential_mode(root: Path) -> tuple[Facts, str]:
+    """The mode is told, and what the host driver said of its memory."""
+    world = World(named_gpu(root), blueprint(GPUS))
+    nvml = Nvml(world.kernel, persistent=set())
+    nvml.memory_bytes = 85_520_809_984
+    world.kernel.on_run = nvml.run
+    world.kernel.tree.show_register(nodes.GPU, 0x1182CC, 1)
+    return world.look(word=world.word()), nodes.GPU
+
+
+@situation
+def available_and_its_mode_cannot_be_read(root: Path) -> tuple[Facts, str]:
+    """Why nobody knows the mode is told."""
+    world = World(named_gpu(root), blueprint(GPUS))
+    world.kernel.is_locked_down = True
+    return world.look(word=world.word()), nodes.GPU
+
+
+@situation
+def available_and_nobody_read_its_mode(root: Path) -> tuple[Facts, str]:
+    """When it will be read is told."""
+    world = World(named_gpu(root), blueprint(GPUS))
+    word = world.word()
+    journal_of(world.kernel.host).amend(nodes.GPU, cc_mode=None)
+    return world.look(word=word), nodes.GPU
+
+
+@situation
+def unclaimed_and_its_mode_is_read_with_the_claim(root: Path) -> tuple[Facts, str]:
+    """It is no attribute then, for a claim would change it."""
+    world = World(named_gpu(root), blueprint(ON_CLAIM))
+    return world.look(word=world.word()), nodes.GPU
 
 
 @situation

@@ -2,7 +2,8 @@
 
 Sources, all Linux: driver_override_store, reset_store, remove_store and bus_rescan_store in
 drivers/pci/pci-sysfs.c; driver_set_override in drivers/base/driver.c; pci_reset_function and
-reset_method_store in drivers/pci/pci.c; sriov_numvfs_store in drivers/pci/iov.c.
+reset_method_store in drivers/pci/pci.c; sriov_numvfs_store in drivers/pci/iov.c; control_store in
+drivers/base/power/sysfs.c.
 """
 
 import errno
@@ -17,7 +18,7 @@ MODELLED: Final = frozenset(
     {
         "bind", "unbind", "new_id", "remove_id", "drivers_probe", "drivers_autoprobe", "rescan",
         "driver_override", "reset", "reset_method", "remove", "sriov_numvfs",
-        "sriov_drivers_autoprobe",
+        "sriov_drivers_autoprobe", "control",
     }
 )  # fmt: skip
 
@@ -34,6 +35,8 @@ def store(bus: Bus, folder: str, attribute: str, value: str) -> Function | None:
             _store_bus(bus, attribute, value)
         case ["bus", "pci", "drivers", driver]:
             return _store_driver(bus, driver, attribute, value)
+        case [*_, address, "power"] if address in bus.functions and attribute == "control":
+            _store_control(bus, bus.functions[address], value)
         case [*_, address] if address in bus.functions:
             _store_function(bus, bus.functions[address], attribute, value)
         case _:
@@ -140,6 +143,15 @@ def _store_numvfs(bus: Bus, function: Function, value: str) -> None:
         bus.enable_virtuals(function, number - (function.driver in bus.stingy))
     else:
         bus.disable_virtuals(function)
+
+
+def _store_control(bus: Bus, function: Function, value: str) -> None:
+    """Choose whether it may sleep while nobody uses it."""
+    bus.ensure_not_stuck(function)
+    may = {"auto": True, "on": False}.get(value.removesuffix("\n"))
+    if may is None:
+        refuse(errno.EINVAL)
+    bus.let_sleep(function, may=may)
 
 
 def _store_virtuals_probe(bus: Bus, function: Function, value: str) -> None:

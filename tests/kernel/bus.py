@@ -34,6 +34,9 @@ class Function:
     unbinder: int | None = None
     """How many users have it open through VFIO."""
 
+    may_sleep: bool = False
+    """Whether it may sleep while nobody uses it (power/control)."""
+
     stuck: bool = False
     """Whether an unbind waits for its user."""
 
@@ -172,6 +175,7 @@ class Bus:
             self.tree.hide_vfio(
                 function.spec.address, function.spec.group, function.vfio, last=last
             )
+            self.let_sleep(function, may=False)
         function.driver = function.vfio = None
         self.tree.show_driver(function.spec, None)
 
@@ -272,6 +276,21 @@ class Bus:
         if function.vfio is None:
             refuse(errno.ENODEV)
         function.holders += 1
+        self.settle_power(function)
+
+    # power
+
+    def let_sleep(self, function: Function, *, may: bool) -> None:
+        """Let a function sleep while nobody uses it, or keep it awake; it does so at once."""
+        function.may_sleep = may
+        self.tree.show(function.spec.address, "power/control", "auto" if may else "on")
+        self.settle_power(function)
+
+    def settle_power(self, function: Function) -> None:
+        """Show whether it sleeps: of all drivers VFIO's alone are known to let it."""
+        is_idle = function.vfio is not None and function.may_sleep and not function.holders
+        sleeps = is_idle and function.spec.sleeps
+        self.tree.show(function.spec.address, "power_state", "D3hot" if sleeps else "D0")
 
     # the parts of the above
 
@@ -317,6 +336,7 @@ class Bus:
             self.tree.show_vfio(
                 function.spec.address, function.spec.group, number, cdev=self._cdevs
             )
+            self.let_sleep(function, may=True)
 
     def _probe_vfio(self, function: Function) -> int:
         if function.spec.header_type != 0:

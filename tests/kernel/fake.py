@@ -271,12 +271,14 @@ class FakeKernel(Sysfs):
         finally:
             with self._let_go:
                 function.holders -= 1
+                self.bus.settle_power(function)
                 self._let_go.notify_all()
 
     def vm_leaves(self, address: str) -> None:
         """Let the user of a function go, whoever it was."""
         with self._let_go:
             self.bus.functions[address].holders = 0
+            self.bus.settle_power(self.bus.functions[address])
             self._let_go.notify_all()
 
     @contextmanager
@@ -435,13 +437,13 @@ class FakeKernel(Sysfs):
                 path: self._unless_stuck(path, answer) for path, answer in answers().items()
             }
 
-    def peek(self, path: str) -> str:
+    def peek(self, path: str, offset: int = 0) -> str:
         """Read as `Sysfs.peek` does; a function that sleeps, or decodes nothing, reads as ones."""
         device = path.rpartition("/")[0]
         is_decoding = self.head(f"{device}/config", 6)[4] & 0x02
-        state = super().peek(path)
         if self.is_locked_down:
             raise HostError(f"cannot read {path}: {os.strerror(errno.EPERM)}")
+        state = super().peek(path, offset)
         self.looks_before_start -= 1
         is_awake = is_decoding and self.read(f"{device}/power_state") == "D0"
         return state if is_awake and self.looks_before_start < 0 else "0xffffffff"

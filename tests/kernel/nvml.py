@@ -25,6 +25,7 @@ class Nvml:
         self.persistent = persistent
         self.drained: set[str] = set()
         self.at_work: dict[str, list[int]] = {}
+        self.memory_bytes: int | None = None
         self.is_there = True
         self.refused: set[tuple[str, str]] = set()
         """Words and states that end with "Insufficient Permissions"."""
@@ -60,6 +61,7 @@ class Nvml:
             "serial": None,
             "persistence": int(address in self.persistent),
             "processes": self.at_work.get(address, []),
+            "memory": self.memory_bytes,
         }
 
     def _change(self, what: str, address: str, state: str) -> dict[str, Any]:

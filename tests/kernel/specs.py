@@ -85,6 +85,9 @@ class DeviceSpec:
 
     pcie: bool = True
     link: tuple[str, int] = ("16.0 GT/s PCIe", 16)
+    sleeps: bool = True
+    """Whether it has a power management capability."""
+
     physfn: str | None = None
     """The physical function, for a virtual one."""
 

@@ -4,12 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel import attributes, contract_binding, contract_devices, contract_drivers
+from tests.kernel import (
+    attributes,
+    contract_binding,
+    contract_devices,
+    contract_drivers,
+    contract_power,
+)
 from tests.kernel.contract import HOME, HOME_OF_ONE_CARD, HOME_WITHOUT_IOMMU, Row, Write
 from tests.kernel.play import play
 from tests.kernel.targets import FakeTarget, Locates, RealTarget, Target
 
-ROWS = (*contract_binding.ROWS, *contract_drivers.ROWS, *contract_devices.ROWS)
+ROWS = (
+    *contract_binding.ROWS,
+    *contract_drivers.ROWS,
+    *contract_devices.ROWS,
+    *contract_power.ROWS,
+)
 ROWS_WITHOUT_IOMMU = contract_devices.ROWS_WITHOUT_IOMMU
 ROWS_WITH_NO_WAY_BACK = contract_devices.ROWS_WITH_NO_WAY_BACK
 

@@ -59,7 +59,7 @@ def test_a_refusal_reads_like_that_of_the_real_sysfs(kernel: FakeKernel) -> None
     assert str(caught.value) == f"cannot write '{nodes.AUDIO}' to {path}: No such device"
 
 
-@pytest.mark.parametrize("attribute", ["drivr_override", "power/control", "numa_node"])
+@pytest.mark.parametrize("attribute", ["drivr_override", "d3cold_allowed", "numa_node"])
 def test_a_store_that_is_not_modelled_fails_the_test(kernel: FakeKernel, attribute: str) -> None:
     with pytest.raises(AssertionError, match="not modelled"):
         kernel.write(f"bus/pci/devices/{GPU}/{attribute}", "1")

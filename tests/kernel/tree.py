@@ -29,6 +29,8 @@ _BRIDGE_RESOURCES: Final = 17
 _NO_RESOURCE: Final = " ".join(["0x0000000000000000"] * 3)
 
 _BOOT_STATE: Final = bytes.fromhex("a1000018")  # an H100's NV_PMC_BOOT_0, little-endian
+_STARTED: Final = (0x200BC, bytes.fromhex("ff000000"))  # NV_THERM_I2CS_SCRATCH
+_REGISTERS_BYTES: Final = 2 << 20  # less than such a BAR has, and all of it a hole
 _RESERVED: Final = "0x00000000fee00000 0x00000000feefffff msi\n"
 _RESERVED_DIRECT: Final = "0x0000000079a00000 0x0000000079afffff direct\n"
 
@@ -113,6 +115,8 @@ class Tree:
             self._put(home / "sriov_totalvfs", f"{spec.total_vfs}\n", READ_ONLY)
             self._put(home / "sriov_numvfs", "0\n", READ_WRITE)
             self._put(home / "sriov_drivers_autoprobe", "1\n", READ_WRITE)
+        (home / "power").mkdir()
+        self._put(home / "power/control", "on\n", READ_WRITE)
         (home / "config").write_bytes(_config(spec))
         if spec.bars and spec.physfn is None:
             self._put_memory(home, _BOOT_STATE)
@@ -149,8 +153,17 @@ class Tree:
         """Change the first bytes that a function's first BAR reads as."""
         self._put_memory(self._homes[address], start)
 
+    def show_register(self, address: str, offset: int, value: int) -> None:
+        """Change what a register in a function's first BAR reads as."""
+        _put_at(self._homes[address] / "resource0", offset, value.to_bytes(4, "little"))
+
     def _put_memory(self, home: Path, start: bytes) -> None:
-        (home / "resource0").write_bytes(start.ljust(4096, b"\0"))
+        memory = home / "resource0"
+        if not memory.exists():
+            memory.touch()
+            os.truncate(memory, _REGISTERS_BYTES)
+            _put_at(memory, *_STARTED)
+        _put_at(memory, 0, start)
 
     def show_bus(self, attribute: str, content: str) -> None:
         """Change what an attribute of the bus reads as."""
@@ -309,6 +322,12 @@ class Tree:
             os.close(handle)
         if new != file:
             new.replace(file)
+
+
+def _put_at(file: Path, offset: int, content: bytes) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(offset)
+        opened.write(content)
 
 
 def _number(node: Path) -> str:

@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from datetime import datetime
 
+from kata_gpu.model import confidential
 from kata_gpu.model.blueprint import Mode, Pool
 from kata_gpu.model.explanation import ModuleUse, Said, Section
 from kata_gpu.model.iommu import Verdict
 from kata_gpu.model.kubernetes import Door
 from kata_gpu.model.ledger import LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.operation import Operation
-from kata_gpu.model.pci import PciFunction
+from kata_gpu.model.pci import NVIDIA, PciFunction
 from kata_gpu.model.plan import virtual_functions
 from kata_gpu.model.unit import UnitState
 from kata_gpu.plan import cdi
@@ -58,6 +59,39 @@ def _device(case: Case) -> Iterable[str]:
     )
     yield from _company(case, function)
     yield from map(_driver, case.functions)
+    yield from _memory(case)
+    yield from _confidential(case)
+
+
+def _memory(case: Case) -> Iterable[str]:
+    """Say what drivers said of the memory of its GPUs; nothing where none did."""
+    before = {f.address: f.memory_bytes for f in case.entry.functions} if case.entry else {}
+    for function in case.functions:
+        found = function.memory_bytes or before.get(function.address)
+        if found is not None:
+            driver = "its driver says" if function.memory_bytes else "its host driver said"
+            yield f"{function.address} has {found >> 20} MiB of memory, as {driver}"
+
+
+def _confidential(case: Case) -> Iterable[str]:
+    """Say the mode, or why nobody knows it; of what has none by its chip, nothing."""
+    gpus = [f for f in case.functions if f.is_gpu and f.vendor == NVIDIA and f.parent is None]
+    found = {confidential.has_mode(gpu) for gpu in gpus} - {False}
+    if not found:
+        return
+    if True not in found:
+        yield "whether it has a confidential mode its name in pci.ids does not tell"
+        return
+    entry = case.entry
+    if entry is not None and entry.cc_mode is not None:
+        yield f"its confidential mode was {entry.cc_mode} when it was bound, or cleaned last"
+        return
+    why = "it is read when this agent binds it, and after each cleaning"
+    if entry is not None and entry.stage is Stage.BOUND:
+        why = "it is read after its next cleaning, or when the agent starts anew"
+    if entry is not None and entry.cc_unread is not None:
+        why = entry.cc_unread
+    yield f"its confidential mode is not known: {why}"
 
 
 def _company(case: Case, function: PciFunction) -> Iterable[str]:

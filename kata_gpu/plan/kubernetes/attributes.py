@@ -15,7 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from kata_gpu.model import confidential
 from kata_gpu.model.blueprint import Pool
+from kata_gpu.model.confidential import ARCHITECTURES
 from kata_gpu.model.kubernetes import Attribute, BindWhen
 from kata_gpu.model.ledger import LedgerEntry
 from kata_gpu.model.pci import NVIDIA, PciFunction
@@ -24,28 +26,13 @@ from kata_gpu.model.platform import Platform
 TEXT_MAX: Final = 64
 _STANDARD: Final = "resource.kubernetes.io"
 _VENDORS: Final = {NVIDIA: "nvidia", 0x1002: "amd", 0x8086: "intel"}
-_CHIP: Final = re.compile(r"([A-Z]{2}\d)\d\d")
-_ARCHITECTURES: Final = {
-    "GM1": "maxwell",
-    "GM2": "maxwell",
-    "GP1": "pascal",
-    "GV1": "volta",
-    "TU1": "turing",
-    "GA1": "ampere",
-    "AD1": "ada",
-    "GH1": "hopper",
-    "GB1": "blackwell",
-    "GB2": "blackwell",
-}
-"""By the beginning of the chip's name, which pci.ids has before the product's."""
-
-_CONFIDENTIAL: Final = {"GH1": True, "GB1": True, "GB2": None}
-"""Chips with a confidential mode; None where products of one chip differ. The others have none."""
-
 _GENERATIONS: Final = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
 _ROOT: Final = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 _MEMORY: Final = re.compile(r"(?<!\d)(\d{1,4}) ?GB\b", re.ASCII)
 _GB: Final = 10**9
+_TELLS_WHO_ASKS: Final = frozenset({"nvidia"})
+"""Drivers that tell of memory by a library alone, which is asked when a GPU leaves them."""
+
 _DOMAIN_MAX: Final = 0xFFFF
 _SWITCHED: Final = 3
 """Bridges above what is behind a switch: the root port, and the switch's two."""
@@ -110,9 +97,9 @@ def of_bundle(units: Sequence[Mapping[str, Attribute]]) -> dict[str, Attribute]:
 
 
 def capacity_bytes(unit: Passengers) -> dict[str, int]:
-    """Return the memory of its GPUs as their names say it, and the BARs that a guest maps."""
+    """Return the memory of its GPUs, as far as it is known, and the BARs that a guest maps."""
     found = {}
-    sizes = [_memory(gpu) for gpu in unit.gpus]
+    sizes = [_memory(unit, gpu) for gpu in unit.gpus]
     if sizes and all(sizes) and unit.primary.parent is None:
         found["memory"] = sum(size for size in sizes if size)
     bars = sum(map(_largest_bar, unit.gpus or unit.functions))
@@ -144,21 +131,13 @@ def _board(function: PciFunction) -> str:
 
 
 def _product(function: PciFunction) -> dict[str, Attribute | None]:
-    chip = _chip(function)
+    chip = confidential.chip(function)
     return {
         "vendor": _VENDORS.get(function.vendor, f"{function.vendor:04x}"),
         "device": f"{function.identity.device:04x}",
         "productName": _text(function.product_name),
-        "architecture": _ARCHITECTURES.get(chip) if chip else None,
+        "architecture": ARCHITECTURES.get(chip) if chip else None,
     }
-
-
-def _chip(function: PciFunction) -> str | None:
-    """Return how the chip's name begins; None where it is no NVIDIA GPU, or pci.ids has none."""
-    if function.vendor != NVIDIA or not function.is_gpu:
-        return None
-    found = _CHIP.match(function.product_name or "")
-    return found[1] if found else None
 
 
 def _link(function: PciFunction) -> dict[str, Attribute | None]:
@@ -190,6 +169,8 @@ def _access(unit: Passengers) -> dict[str, Attribute | None]:
         capable = _cc_capable(unit.gpus)
         is_confidential = bool(unit.platform.tees) and iommufd and capable is True
         found |= {"ccCapable": capable, "confidential": is_confidential}
+        if not is_on_claim and unit.entry is not None and unit.entry.cc_mode is not None:
+            found["ccMode"] = unit.entry.cc_mode.value
     return found
 
 
@@ -204,15 +185,10 @@ def _driver(unit: Passengers) -> str | None:
 
 def _cc_capable(gpus: Iterable[PciFunction]) -> bool | None:
     """Tell whether every GPU has a confidential mode; None where one is not known to."""
-    found = [_has_mode(gpu) for gpu in gpus]
+    found = [confidential.has_mode(gpu) for gpu in gpus]
     if False in found:
         return False
     return None if None in found else True
-
-
-def _has_mode(gpu: PciFunction) -> bool | None:
-    chip = _chip(gpu)
-    return None if chip not in _ARCHITECTURES else _CONFIDENTIAL.get(chip, False)
 
 
 def _kind(unit: Passengers) -> str:
@@ -221,8 +197,31 @@ def _kind(unit: Passengers) -> str:
     return "group" if len(unit.functions) > 1 else "function"
 
 
-def _memory(gpu: PciFunction) -> int | None:
-    """Return the memory that the product's name says; None where it names none, or several."""
+def _memory(unit: Passengers, gpu: PciFunction) -> int | None:
+    """Return what its host driver said of its memory, else what the product's name says.
+
+    None where the name has no size, or several.
+    """
+    return gpu.memory_bytes or _remembered(unit, gpu) or _named_memory(gpu)
+
+
+def _remembered(unit: Passengers, gpu: PciFunction) -> int | None:
+    """Return what its host driver said before it left.
+
+    Of a unit that is bound on claim only what that driver says between claims, too.
+    """
+    if unit.entry is None:
+        return None
+    for function in unit.entry.functions:
+        is_told_always = function.original.driver not in _TELLS_WHO_ASKS
+        if function.address == gpu.address and (
+            is_told_always or unit.pool.bind is not BindWhen.ON_CLAIM
+        ):
+            return function.memory_bytes
+    return None
+
+
+def _named_memory(gpu: PciFunction) -> int | None:
     sizes = _MEMORY.findall(gpu.product_name or "")
     return int(sizes[0]) * _GB if len(sizes) == 1 else None
 

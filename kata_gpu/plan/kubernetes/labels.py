@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from kata_gpu.model.blueprint import Blueprint, Mode
+from kata_gpu.model.confidential import CcMode
 from kata_gpu.model.kubernetes import Device
-from kata_gpu.model.pci import PciAddress, PciFunction
+from kata_gpu.model.ledger import Ledger
+from kata_gpu.model.pci import NVIDIA, PciAddress, PciFunction
 from kata_gpu.model.platform import Tee
 from kata_gpu.model.report import NodeState
 from kata_gpu.model.unit import UnitState
@@ -27,7 +29,7 @@ KEYS: Final = (READY, *(f"kata-gpu.io/{word}.ready" for word in _TEES), COUNT, P
 
 _MIXED: Final = "mixed"
 _USABLE: Final = frozenset({UnitState.AVAILABLE, UnitState.IN_USE})
-_CC_READY: Final = {"on": "true", "ppcie": "true", "off": "false"}
+_CC_READY: Final = {CcMode.ON: "true", CcMode.PPCIE: "true", CcMode.OFF: "false"}
 _SHORT_NAME: Final = re.compile(r".*\[(.+)\]")
 
 
@@ -36,7 +38,7 @@ def labels(
     blueprint: Blueprint,
     functions: Mapping[PciAddress, PciFunction],
     devices: Sequence[Device],
-    cc_mode: str | None = None,
+    cc_mode: CcMode | None = None,
 ) -> dict[str, str]:
     """Return every label of ours, by key.
 
@@ -62,6 +64,19 @@ def labels(
     if cc_mode is not None:
         found |= {CC_MODE: label_value(cc_mode), CC_READY: _CC_READY.get(cc_mode, "")}
     return found
+
+
+def cc_mode(functions: Iterable[PciFunction], ledger: Ledger) -> CcMode | None:
+    """Return the confidential mode of all NVIDIA GPUs of the node; None unless all are known.
+
+    One that is not ours is not known, and one without such a mode has none.
+    """
+    found: set[CcMode | None] = set()
+    for function in functions:
+        if function.is_gpu and function.vendor == NVIDIA and function.parent is None:
+            entry = ledger.owner(function.address)
+            found.add(None if entry is None else entry.cc_mode)
+    return found.pop() if len(found) == 1 else None
 
 
 def _is_wired(state: NodeState, blueprint: Blueprint, names: Iterable[str]) -> bool:

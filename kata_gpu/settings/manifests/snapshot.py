@@ -115,6 +115,7 @@ class FunctionRecord(_Record):
     vfio_cdev: Name | None = None
     vendor_name: Name | None = None
     product_name: Name | None = None
+    memory_bytes: Annotated[int, Field(gt=0, lt=1 << 62)] | None = None
 
     def as_value(self) -> PciFunction:
         """Return the function; what does not matter here is empty."""
@@ -154,6 +155,7 @@ class FunctionRecord(_Record):
             serial=None,
             vendor_name=self.vendor_name,
             product_name=self.product_name,
+            memory_bytes=self.memory_bytes,
         )
 
     def _link(self) -> Link | None:
