@@ -19,20 +19,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
-
-import h11
+from typing import TYPE_CHECKING, Any, Final
 
 from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import listeners
 
+if TYPE_CHECKING:
+    from kata_gpu.observe.exchange import Asked
+
 log = logging.getLogger(__name__)
 
-_REQUEST_MAX_BYTES: Final = 16384
 _BODY_MAX_BYTES: Final = 65536
 _CONNECTION_DEADLINE_S: Final = 10.0
 _CONNECTIONS_MAX: Final = 32
-_CHUNK_BYTES: Final = 65536
 
 Route = Callable[[], Any]
 """Returns a JSON-able document, or a Text; or one of these to be awaited, if it takes a while."""
@@ -64,16 +63,6 @@ class _Answers:
 
     routes: Routes
     commands: Commands
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """A request that was read to its end."""
-
-    method: str
-    target: str
-    body: bytes
-    """At most one byte more than is allowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,59 +185,25 @@ async def _converse(
     deadline: asyncio.Timeout,
 ) -> None:
     """Answer one request; the connection closes after it."""
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_REQUEST_MAX_BYTES)
-    is_head = False
+    from kata_gpu.observe import exchange  # noqa: PLC0415 - h11, when somebody asks
+
+    talk = exchange.Exchange(reader, writer, body_max_bytes=_BODY_MAX_BYTES)
     try:
-        request = await _next_event(reader, connection)
-        is_head = isinstance(request, h11.Request) and request.method == b"HEAD"
-        asked = await _read(request, reader, connection)
-    except h11.RemoteProtocolError as error:
-        answer = _refusal(error.error_status_hint, f"cannot read the request: {error}")
+        asked = await talk.read()
+    except exchange.UnreadableError as error:
+        answer = _refusal(error.status, str(error))
     else:
         if asked is None:
             return
         answer = await _answer(asked, answers, writer, deadline)
     text = _text(answer.document)
-    data = text.content
-    headers = [
-        ("content-type", text.kind),
-        ("content-length", str(len(data))),
-        ("connection", "close"),
-        *answer.headers,
-    ]
-    response = h11.Response(status_code=answer.status, headers=headers)
-    content = () if is_head else (h11.Data(data=data),)
-    for part in (response, *content, h11.EndOfMessage()):
-        writer.write(connection.send(part) or b"")
-    await writer.drain()
+    await talk.answer(answer.status, text.content, (("content-type", text.kind), *answer.headers))
 
 
 def _text(document: Any) -> Text:
     if isinstance(document, Text):
         return document
     return Text(content=json.dumps(document, indent=2).encode() + b"\n", kind="application/json")
-
-
-async def _read(
-    request: Any, reader: asyncio.StreamReader, connection: h11.Connection
-) -> _Asked | None:
-    """Read one request to its end; None when the client left before."""
-    body = b""
-    while not isinstance(event := await _next_event(reader, connection), h11.EndOfMessage):
-        if not isinstance(event, h11.Data):
-            return None
-        body = (body + event.data)[: _BODY_MAX_BYTES + 1]
-    return _Asked(
-        method=request.method.decode("ascii"),
-        target=request.target.decode("ascii", "replace").partition("?")[0],
-        body=body,
-    )
-
-
-async def _next_event(reader: asyncio.StreamReader, connection: h11.Connection) -> Any:
-    while (event := connection.next_event()) is h11.NEED_DATA:
-        connection.receive_data(await reader.read(_CHUNK_BYTES))
-    return event
 
 
 def _peer_uid(writer: asyncio.StreamWriter) -> int:
@@ -262,7 +217,7 @@ def _refusal(status: int, reason: str, *headers: tuple[str, str]) -> _Answer:
 
 
 async def _answer(
-    asked: _Asked, answers: _Answers, writer: asyncio.StreamWriter, deadline: asyncio.Timeout
+    asked: "Asked", answers: _Answers, writer: asyncio.StreamWriter, deadline: asyncio.Timeout
 ) -> _Answer:
     command = answers.commands.get(asked.target)
     if command is not None:
