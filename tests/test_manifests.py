@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -383,17 +382,6 @@ def test_the_probes_and_the_arguments_are_command_lines_of_ours(overlay: list[Do
 def test_the_image_is_of_this_version(overlay: list[Document]) -> None:
     images = {one["image"] for one in containers(overlay)}
     assert images == {f"kata-gpu:{kata_gpu.__version__}"}
-
-
-def test_the_image_is_built_with_all_that_builds_the_wheel() -> None:
-    text = (objects.ROOT / "Containerfile").read_text()
-    (listed,) = re.findall(r"keep = /\^\(([a-z|-]+)\)==/", text)
-    needed = {
-        re.split(r"[^\w.-]", r)[0] for r in metadata.requires("hatchling") or () if ";" not in r
-    }
-    locked = (objects.ROOT / "requirements-dev.txt").read_text()
-    assert set(listed.split("|")) == {"hatchling", *needed}
-    assert all(f"\n{name}==" in locked for name in listed.split("|"))
 
 
 def test_the_node_and_the_pod_are_told_by_the_environment(overlay: list[Document]) -> None:
