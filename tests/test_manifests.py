@@ -287,6 +287,14 @@ def test_the_agent_has_capabilities_to_see_and_for_its_guardian(name: str, more:
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
+def test_systemctl_finds_the_hosts_systemd_where_an_admin_allows_it(
+    overlay: list[Document], tmp_path: Path
+) -> None:
+    wanted = {"name": "systemd", "mountPath": "/run/systemd", "readOnly": True}
+    assert wanted in container(objects.everything(tmp_path))["volumeMounts"]
+    assert wanted not in container(overlay)["volumeMounts"]
+
+
 def test_what_can_be_written_of_the_host_is_counted() -> None:
     mounts = container(overlay_named("device-plugin"))["volumeMounts"]
     assert {m["mountPath"] for m in mounts if not m.get("readOnly")} == {
