@@ -1,10 +1,10 @@
 """Services of the host's systemd.
 
-systemctl talks to systemd's own socket in /run/systemd, else to the bus. In a container that
+systemctl as root talks to systemd's own socket in /run/systemd, and to no bus. In a container that
 sees the host's processes it takes itself to be in a chroot and would do nothing, and call
 that success; SYSTEMD_IGNORE_CHROOT tells it otherwise.
 
-Source: systemctl(1); docs/ENVIRONMENT.md and src/basic/virt.c of systemd.
+Source: systemctl(1); docs/ENVIRONMENT.md, src/basic/virt.c and src/shared/bus-util.c of systemd.
 """
 
 import time
@@ -49,7 +49,7 @@ def read(host: Host, name: str) -> Service:
     except HostError as error:
         raise HostError(
             f"cannot ask the host's systemd about {name} ({error}); in a pod mount its "
-            f"/run/dbus/system_bus_socket, and where there is no systemd name no services"
+            f"/run/systemd, and where there is no systemd name no services"
         ) from error
     found = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
     if not {"LoadState", "ActiveState"} <= found.keys():
