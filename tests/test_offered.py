@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -61,7 +61,14 @@ def simulated(found: Mapping[str, Any], text: str | None = None) -> Scenario:
 
 
 def published(devices: tuple[Device, ...], *drivers: str) -> Scenario:
-    """Return what the agent publishes of these devices, as the simulation reads a cluster's."""
+    """Return what the agent publishes of these devices, as the simulation reads a cluster's.
+
+    But for what the agent reads from a chip, which is in no inventory.
+    """
+    devices = tuple(
+        replace(d, attributes={n: v for n, v in d.attributes.items() if n != "ccMode"})
+        for d in devices
+    )
     owner = NodeIdentity(name=NODE, uid="7a1e")
     bodies = [b for driver in sorted(drivers) for b in slices.slices(driver, owner, devices, 1)]
     return manifests.scenario([Document("the cluster", dict(body)) for body in bodies])
@@ -166,6 +173,15 @@ def test_the_slices_that_are_compared_have_all_kinds_of_things(
     refused = snapshot(nodes.storage_in_group(tmp_path / "disk"))
     (slice_,) = simulated(refused, CASES["storage is in the way"].text).slices
     assert [taint.key for taint in slice_.devices[0].taints] == [f"{GPU_DRIVER}/refused"]
+
+
+def test_what_no_inventory_has_is_told(tmp_path: Path, snapshot: Snapshot) -> None:
+    found = simulated(snapshot(confidential(tmp_path)), CASES["confidential"].text)
+    assert "ccMode" not in str(found.slices)
+    assert found.notes == (
+        f"{NODE}: {nodes.GPU}: ccMode is read by the agent, and in no inventory: who asks for it "
+        "is refused here; simulate with the cluster's own ResourceSlices (--cluster)",
+    )
 
 
 @pytest.mark.parametrize("text", [text_of(GPUS + DRA), text_of(ON_CLAIM)], ids=["always", "claim"])

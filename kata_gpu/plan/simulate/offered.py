@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
 
+from kata_gpu.model import confidential
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool, Selector
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.iommu import forbidden_reason
 from kata_gpu.model.kubernetes import GPU_DRIVER, Device, Door
 from kata_gpu.model.pci import NVIDIA
 from kata_gpu.model.plan import MakeVirtuals, Plan, Severity
+from kata_gpu.model.report import UnitStatus
 from kata_gpu.model.slices import NodeIdentity, Object
+from kata_gpu.model.unit import UnitState
 from kata_gpu.plan import kubernetes, state
 from kata_gpu.plan.kubernetes import slices
 from kata_gpu.plan.simulate import carried_out
@@ -71,7 +74,10 @@ def offer(snapshot: Snapshot) -> Offer:
     return Offer(
         node=Node(name=snapshot.node, resources=_resources(devices)),
         slices=tuple(_slices(snapshot.node, blueprint, devices)),
-        notes=tuple(f"{snapshot.node}: {note}" for note in _notes(left.plan, about)),
+        notes=tuple(
+            f"{snapshot.node}: {note}"
+            for note in (*_notes(left.plan, about), *_unread(before, statuses))
+        ),
     )
 
 
@@ -138,6 +144,18 @@ def _notes(plan: Plan, about: Collection[str]) -> Iterator[str]:
             yield (
                 f"{step.parent}: {step.reason}, and they are not there yet; "
                 "take the inventory again when they are"
+            )
+
+
+def _unread(inventory: Inventory, units: Iterable[UnitStatus]) -> Iterator[str]:
+    """Say where a device lacks an attribute that the agent reads from the chip."""
+    known = inventory.by_address()
+    for unit in units:
+        functions = [known[f.address] for f in unit.functions if f.address in known]
+        if unit.state is UnitState.AVAILABLE and confidential.looks(functions):
+            yield (
+                f"{unit.id}: ccMode is read by the agent, and in no inventory: who asks for it "
+                "is refused here; simulate with the cluster's own ResourceSlices (--cluster)"
             )
 
 
