@@ -197,6 +197,36 @@ def test_a_vfio_device_that_names_no_function_says_nothing(tmp_path: Path, fdinf
     assert procfs.uses(vfio(tmp_path, fdinfo), [number(FULL)]) == ()
 
 
+def of_the_kernel(proc: Path, pid: int, *children: int) -> None:
+    """Let a process say that it is a thread of the kernel, whatever else it has."""
+    (proc / f"{pid}/task/{pid}").mkdir(parents=True)
+    (proc / f"{pid}/stat").write_text(f"{pid} (k) r/0:0) I 2 0 0 0 -1 2129984 0 0\n")
+    (proc / f"{pid}/task/{pid}/children").write_text(" ".join(map(str, children)) + " \n")
+
+
+def test_threads_of_the_kernel_are_passed_over(tmp_path: Path) -> None:
+    proc = proc_with(tmp_path, 7, FULL)
+    of_the_kernel(proc, 2, 7)
+    of_the_kernel(proc, 7)
+    assert procfs.kernel_threads(proc) == {2, 7}
+    assert procfs.uses(proc, [number(FULL)]) == ()
+
+
+def test_a_program_that_the_kernel_started_is_looked_at(tmp_path: Path) -> None:
+    proc = proc_with(tmp_path, 7, FULL)
+    of_the_kernel(proc, 2, 7)
+    (proc / "7/stat").write_text("7 (core 2129984) S 2 0 0 0 -1 4194560 0 0\n")
+    assert procfs.uses(proc, [number(FULL)]) == (use(7),)
+
+
+def test_where_process_2_is_somebody_s_its_children_are_looked_at(tmp_path: Path) -> None:
+    proc = proc_with(tmp_path, 7, FULL)
+    of_the_kernel(proc, 2, 7)
+    of_the_kernel(proc, 7)
+    (proc / "2/stat").write_text("2 (sh) S 1 0 0 0 -1 4194560 0 0\n")
+    assert procfs.uses(proc, [number(FULL)]) == (use(7),)
+
+
 def test_this_process_does_not_count() -> None:
     with FULL.open("rb"):
         assert procfs.uses(PROC, [number(FULL)]) == ()

@@ -44,6 +44,14 @@ _NONE: Final = 0  # as a device's number: no device has it
 _AT_FDCWD: Final = -100
 _AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_TYPE: Final = 1
+_statx: Final = ctypes.CDLL(None, use_errno=True).statx
+"""Made once: each CDLL brings classes of its own, which only a full collection frees."""
+
+_KTHREADD: Final = 2  # the parent of every other thread of the kernel, where /proc is the host's
+_FLAGS: Final = 6
+"""Index of flags in /proc/PID/stat after the command, proc(5)."""
+
+_PF_KTHREAD: Final = 0x200000  # include/linux/sched.h
 
 
 class _Statx(ctypes.Structure):
@@ -93,10 +101,31 @@ def uses(proc: Path, numbers: Collection[int]) -> tuple[Use, ...]:
         processes = [int(name) for name in os.listdir(proc) if name.isdecimal()]
     except OSError as error:
         raise HostError(f"cannot list {proc}: {error.strerror}") from error
+    passed_over = {os.getpid(), *kernel_threads(proc)}
     scan = _Scan(os.fsencode(proc), frozenset(numbers))
     return tuple(
-        use for pid in sorted(processes) if pid != os.getpid() for use in scan.process(pid)
+        use for pid in sorted(processes) if pid not in passed_over for use in scan.process(pid)
     )
+
+
+def kernel_threads(proc: Path) -> frozenset[int]:
+    """Return threads of the kernel, which have no files: often most of what *proc* shows.
+
+    It may be only some, or none: where process 2 is somebody else's, or the kernel is built
+    without the list (CONFIG_PROC_CHILDREN). What is in the list says itself what it is, since
+    programs that the kernel starts are there too.
+    """
+    at = os.fsencode(proc)
+    if not _is_kernels(at, b"%d" % _KTHREADD):
+        return frozenset()
+    listed = _read(b"%s/%d/task/%d/children" % (at, _KTHREADD, _KTHREADD)).split()
+    return frozenset({_KTHREADD, *(int(pid) for pid in listed if _is_kernels(at, pid))})
+
+
+def _is_kernels(proc: bytes, pid: bytes) -> bool:
+    fields = _read(b"%s/%s/stat" % (proc, pid)).rpartition(b")")[2].split(None, _FLAGS + 1)
+    flags = fields[_FLAGS] if len(fields) > _FLAGS else b""
+    return flags.isdigit() and bool(int(flags) & _PF_KTHREAD)
 
 
 def process(proc: Path, pid: int) -> Process:
@@ -136,7 +165,6 @@ class _Scan:
         self._wanted = wanted
         self._mapped_files: dict[bytes, int] = {}
         self._status = _Statx()
-        self._statx = ctypes.CDLL(None, use_errno=True).statx
 
     def process(self, pid: int) -> Iterator[Use]:
         """Tell what a process has; nothing of one that ended or is not ours to see."""
@@ -171,13 +199,8 @@ class _Scan:
         return {device for name in others for device in self._open(b"%s/task/%s" % (at, name))}
 
     def _mapped(self, at: bytes) -> set[int]:
-        try:
-            with open(at + b"/maps", "rb", buffering=0) as file:
-                maps = file.read()
-        except OSError:
-            return set()
         found = set()
-        for line in _MAPPING.finditer(maps):
+        for line in _MAPPING.finditer(_read(at + b"/maps")):
             number = self._mapped_files.get(line[2])
             if number is None:
                 number = self._behind(at, line)
@@ -203,7 +226,7 @@ class _Scan:
     def _device(self, path: bytes) -> int | None:
         """Return a character device's number, or that of none; None when it is not a file."""
         status = self._status
-        if self._statx(_AT_FDCWD, path, _AT_STATX_DONT_SYNC, _STATX_TYPE, ctypes.byref(status)):
+        if _statx(_AT_FDCWD, path, _AT_STATX_DONT_SYNC, _STATX_TYPE, ctypes.byref(status)):
             return None
         if stat.S_ISCHR(status.mode):
             return os.makedev(status.rdev_major, status.rdev_minor)
@@ -232,6 +255,15 @@ def _target(link: bytes) -> bytes | None:
         return os.readlink(link)
     except OSError:
         return None
+
+
+def _read(path: bytes) -> bytes:
+    """Return a file's content; nothing where there is none, or it is not ours to see."""
+    try:
+        with open(path, "rb", buffering=0) as file:  # of every process, where pathlib is slow
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _vfio_device(fdinfo: bytes) -> set[PciAddress]:
