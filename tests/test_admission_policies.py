@@ -29,8 +29,8 @@ def asked(
 ) -> tuple[str, ...]:
     """Return why the policy refuses; nothing where it does not."""
     name = (new or old)["metadata"]["name"]
-    extra = {} if node is None else {NODE_NAME: [node]}
-    who = {"username": user, "extra": extra}
+    extra = {} if node is None else {"extra": {NODE_NAME: [node]}}  # an empty one is left out
+    who = {"username": user, **extra}
     request = {"operation": operation, "name": name, "userInfo": who}
     return cel.admits(policy, {**request, "object": new, "oldObject": old})
 
@@ -90,7 +90,8 @@ def test_an_agent_may_not_label_another_node(nodes: Document) -> None:
 
 def test_a_token_of_no_node_labels_none(nodes: Document) -> None:
     new = labelled(**{"kata-gpu.io/ready": "true"})
-    assert asked(nodes, "UPDATE", old=node(), new=new, node=None)
+    (why,) = asked(nodes, "UPDATE", old=node(), new=new, node=None)
+    assert why == "an agent may label its own node alone: its token is of node ''"
 
 
 @pytest.mark.parametrize(
@@ -197,8 +198,9 @@ def test_an_agent_may_not_publish_or_remove_anothers_devices(
 
 
 def test_a_token_of_no_node_publishes_nothing(slices: Document) -> None:
-    assert asked(slices, "CREATE", new=published(name=""), node=None)
-    assert asked(slices, "CREATE", new=published(), node=None)
+    why = "an agent may change slices of its own node alone: its token is of node ''"
+    assert asked(slices, "CREATE", new=published(name=""), node=None)[0] == why
+    assert asked(slices, "CREATE", new=published(), node=None)[0] == why
 
 
 # Claims
