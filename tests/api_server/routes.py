@@ -140,16 +140,23 @@ def _create_slice(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, J
 def _replace_slice(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
     body = _checked(asked.body)
     before = api.store.get(place.key)
-    if body["metadata"].get("name") != place.name:
-        raise Refusal(400, "BadRequest", "the name of the object does not match the URL")
+    _check_name(body["metadata"], place)
     for path in ("driver", "nodeName"):
         if body["spec"].get(path) != before["spec"].get(path):
             raise Refusal(422, "Invalid", f"spec.{path}: Invalid value: field is immutable")
     if body["spec"]["pool"]["name"] != before["spec"]["pool"]["name"]:
         raise Refusal(422, "Invalid", "spec.pool.name: Invalid value: field is immutable")
-    kept = {f: before["metadata"][f] for f in ("generateName",) if f in before["metadata"]}
-    body["metadata"] = {**kept, **body["metadata"]}
     return 200, api.store.replace(place.key, _as_stored(api, body))
+
+
+def _check_name(metadata: Json, place: _Place) -> None:
+    name = metadata.get("name")
+    if name != place.name:
+        raise Refusal(
+            400,
+            "BadRequest",
+            f"the name of the object ({name}) does not match the name on the URL ({place.name})",
+        )
 
 
 def _checked(body: Any) -> Json:
@@ -182,15 +189,17 @@ def _delete(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
 def _patch(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
     """Apply on the server's side a node's labels or the entries in a claim's status."""
     manager, is_forced = _manager(asked)
+    if place.resource == "nodes" and not api.store.has(place.key):  # to apply is to create
+        raise Refusal(403, "Forbidden", 'User "agent" cannot create resource "nodes"')
     stored = api.store.get(place.key)
     body = asked.body
     if (body.get("apiVersion"), body.get("kind")) != (stored["apiVersion"], stored["kind"]):
-        raise Refusal(400, "BadRequest", "apiVersion and kind must be those of the object")
+        raise Refusal(400, "BadRequest", f"invalid object type: Kind={body.get('kind')}")
     meant = body.get("metadata") or {}
-    if meant.get("name") != place.name:
-        raise Refusal(400, "BadRequest", "the name of the object does not match the URL")
+    _check_name(meant, place)
     if meant.get("uid") not in {None, stored["metadata"]["uid"]}:
-        raise Refusal(409, "Conflict", f"Precondition failed: UID {meant['uid']}")
+        fault = f'metadata.uid: Invalid value: "{meant["uid"]}": field is immutable'
+        raise Refusal(422, "Invalid", fault)
     owners = api.owners
     if place.resource == "nodes":
         after = applying.node_labels(stored, body, owners, place.key, manager, is_forced=is_forced)
@@ -205,16 +214,21 @@ def _manager(asked: Asked) -> tuple[str, bool]:
     if asked.content_type != _APPLY:
         raise Refusal(415, "UnsupportedMediaType", f"an agent applies with {_APPLY} only")
     if not asked.query.get("fieldManager"):
-        raise Refusal(400, "BadRequest", "PatchOptions: fieldManager: Required value")
+        fault = "fieldManager: Required value: is required for apply patch"
+        raise Refusal(422, "Invalid", f'PatchOptions.meta.k8s.io "" is invalid: {fault}')
     return asked.query["fieldManager"], asked.query.get("force") in {"true", "True"}
 
 
 def _create_event(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
+    if (asked.body.get("metadata") or {}).get("namespace") != place.namespace:
+        raise Refusal(
+            400,
+            "BadRequest",
+            "the namespace of the provided object does not match the namespace sent on the request",
+        )
     faults = validation.event_faults(asked.body)
     if faults:
         raise Refusal(422, "Invalid", f"Event is invalid: {'; '.join(faults)}")
-    if asked.body["metadata"]["namespace"] != place.namespace:
-        raise Refusal(400, "BadRequest", "the namespace does not match the URL")
     key = (place.resource, place.namespace, asked.body["metadata"]["name"])
     return 201, api.store.create(key, asked.body)
 

@@ -198,7 +198,7 @@ class KubernetesClient:
         """Have *manager* own exactly these entries of ``status.devices`` of *claim*.
 
         Raises:
-            ConflictError: the claim of that name is another one by now.
+            ApiError: 422 where the claim of that name is another one by now: a uid is immutable.
         """
         metadata = {key: claim["metadata"][key] for key in ("name", "namespace", "uid")}
         body = {
