@@ -200,7 +200,7 @@ def test_a_claim_that_was_replaced_by_one_of_its_name_is_a_conflict(
     found = claim(api)
     api.remove("ResourceClaim", "c", "ns")
     claim(api)
-    with pytest.raises(ApiError, match=r"422: metadata.uid: .* field is immutable"):
+    with pytest.raises(ApiError, match=r"422: .*metadata.uid: .* field is immutable"):
         ask(api, tmp_path, lambda c: c.apply_claim_status(found, (entry(),), manager=GPU_DRIVER))
 
 
