@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PATHS: Final = re.compile(
     r"/(?:api/v1|apis/(?P<group>[a-z0-9.]+)/v1)(?:/namespaces/(?P<namespace>[^/]+))?"
-    r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>status))?"
+    r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?"
 )
 _GROUPS: Final = {
     "nodes": None,
@@ -55,7 +55,6 @@ class _Place:
     resource: str
     namespace: str
     name: str | None
-    sub: str | None
 
     @property
     def key(self) -> Key:
@@ -65,7 +64,7 @@ class _Place:
 def answer(api: "ApiServer", asked: Asked) -> tuple[int, Json]:
     """Do what is asked, and return the status and the document of the answer."""
     place = _place(api, asked)
-    chosen = _HANDLERS.get((asked.method, place.resource, place.sub))
+    chosen = _HANDLERS.get((asked.method, place.resource))
     if chosen is None:
         raise Refusal(405, "MethodNotAllowed", f"an agent does not {asked.method} {asked.path}")
     with api.store.changed:
@@ -85,7 +84,6 @@ def _place(api: "ApiServer", asked: Asked) -> _Place:
         resource=resource,
         namespace=match["namespace"] or "",
         name=match["name"],
-        sub=match["sub"],
     )
 
 
@@ -187,9 +185,9 @@ def _delete(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
 
 
 def _patch(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
-    """Apply on the server's side a node's labels or the entries in a claim's status."""
+    """Apply a node's labels on the server's side."""
     manager, is_forced = _manager(asked)
-    if place.resource == "nodes" and not api.store.has(place.key):  # to apply is to create
+    if not api.store.has(place.key):  # to apply is to create
         raise Refusal(403, "Forbidden", 'User "agent" cannot create resource "nodes"')
     stored = api.store.get(place.key)
     body = asked.body
@@ -200,13 +198,7 @@ def _patch(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
     if meant.get("uid") not in {None, stored["metadata"]["uid"]}:
         fault = f'metadata.uid: Invalid value: "{meant["uid"]}": field is immutable'
         raise Refusal(422, "Invalid", fault)
-    owners = api.owners
-    if place.resource == "nodes":
-        after = applying.node_labels(stored, body, owners, place.key, manager, is_forced=is_forced)
-    else:
-        after = applying.claim_status(
-            *(stored, body, owners, place.key, manager), is_forced=is_forced, drivers=api.drivers
-        )
+    after = applying.node_labels(stored, body, api.owners, place.key, manager, is_forced=is_forced)
     return 200, api.store.replace(place.key, after)
 
 
@@ -253,16 +245,15 @@ def _merged(before: Any, patch: Any) -> Any:
 
 _Handler = Callable[["ApiServer", Asked, _Place], tuple[int, Json]]
 
-_HANDLERS: Final[dict[tuple[str, str, str | None], _Handler]] = {
-    ("GET", "nodes", None): _read,
-    ("PATCH", "nodes", None): _patch,
-    ("GET", "resourceclaims", None): _read,
-    ("PATCH", "resourceclaims", "status"): _patch,
-    ("GET", "resourceslices", None): _read,
-    ("POST", "resourceslices", None): _create_slice,
-    ("PUT", "resourceslices", None): _replace_slice,
-    ("DELETE", "resourceslices", None): _delete,
-    ("POST", "events", None): _create_event,
-    ("PATCH", "events", None): _patch_event,
+_HANDLERS: Final[dict[tuple[str, str], _Handler]] = {
+    ("GET", "nodes"): _read,
+    ("PATCH", "nodes"): _patch,
+    ("GET", "resourceclaims"): _read,
+    ("GET", "resourceslices"): _read,
+    ("POST", "resourceslices"): _create_slice,
+    ("PUT", "resourceslices"): _replace_slice,
+    ("DELETE", "resourceslices"): _delete,
+    ("POST", "events"): _create_event,
+    ("PATCH", "events"): _patch_event,
 }
-"""By method, resource and subresource: what the agent's role allows."""
+"""By method and resource: what the agent's role allows."""
