@@ -74,6 +74,7 @@ class Store:
             metadata.setdefault("creationTimestamp", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
             if key[1]:
                 metadata["namespace"] = key[1]
+            stored["metadata"] = _without_empty(metadata)
             return self._keep("ADDED", key, stored)
 
     def replace(self, key: Key, body: Json) -> Json:
@@ -84,6 +85,7 @@ class Store:
             after = copy.deepcopy(body)
             metadata = after.setdefault("metadata", {})
             metadata.update({field: before["metadata"][field] for field in _OWN})
+            after["metadata"] = _without_empty(metadata)
             if after == before:
                 return before
             return self._keep("MODIFIED", key, after)
@@ -122,6 +124,11 @@ class Store:
     def _tell(self, change: Change) -> None:
         self._changes.append(change)
         self.changed.notify_all()
+
+
+def _without_empty(metadata: Json) -> Json:
+    """Return metadata as it is stored: what is empty is not there."""
+    return {field: value for field, value in metadata.items() if value not in ({}, [], "")}
 
 
 def _check_meant(key: Key, stored: Json, meant: Mapping[str, object]) -> None:
