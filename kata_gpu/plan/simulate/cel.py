@@ -56,6 +56,13 @@ class CelFailure:
     """Whether Kubernetes may have one: it is this simulation that cannot find it out."""
 
 
+_VERSION_AND_TEXT: Final = CelFailure(
+    "to compare a version with a text is an error in Kubernetes, where it comes to that: write "
+    "semver('1.2.3')",
+    is_ours=True,
+)
+
+
 class Selectors:
     """Compiles each expression once, and evaluates it once for each device."""
 
@@ -68,7 +75,10 @@ class Selectors:
         """Tell whether *device* is selected."""
         key = (expression, device.id)
         if key not in self._found:
-            self._found[key] = self._evaluate(expression, device)
+            found = self._evaluate(expression, device)
+            if isinstance(found, bool) and _compares_version_with_text(device, expression):
+                found = _VERSION_AND_TEXT
+            self._found[key] = found
         return self._found[key]
 
     def compiled(self, expression: str) -> Any:
@@ -156,6 +166,25 @@ def _device(device: Device, expression: str) -> dict[str, Any]:
         "capacity": _by_domain(capacity, domains),
         "allowMultipleAllocations": device.is_shared,
     }
+
+
+def _compares_version_with_text(device: Device, expression: str) -> bool:
+    """Tell of an ``==`` that the library finds false; what it is of is seen in the text alone."""
+    if "==" not in expression:
+        return False
+    names = {
+        re.escape(qualified.rpartition("/")[2])
+        for qualified, value in device.attributes.items()
+        if isinstance(value, Version)
+    }
+    return any(
+        re.search(
+            rf"""\.{name}\s*==\s*["']|["']{name}["']\s*\]\s*==\s*["']"""
+            rf"""|["']\s*==\s*device\.attributes\[[^]]*\](?:\.{name}\b|\[["']{name}["']\])""",
+            expression,
+        )
+        for name in names
+    )
 
 
 def _plain(value: Value) -> Any:
