@@ -60,7 +60,7 @@ def _environment() -> Any:
         extensions=[
             ext_optional.ExtOptional(),
             ext_bindings.ExtBindings(),
-            ext_strings.ExtStrings(),
+            ext_strings.ExtStrings(2),
             cel.CelExtension("kubernetes", functions),
         ],
     )

@@ -247,7 +247,7 @@ def test_a_bind_that_fails_is_said_to_the_pod_and_undone(on_claim: Cluster) -> N
 
 def labels(node: Cluster) -> dict[str, str]:
     (found,) = node.api.objects("Node")
-    return dict(found["metadata"]["labels"])
+    return dict(found["metadata"].get("labels", {}))
 
 
 def test_the_node_is_labelled_and_a_failure_is_an_event(by_dra: Cluster) -> None:

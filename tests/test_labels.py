@@ -21,6 +21,7 @@ from kata_gpu.model.unit import UnitState
 from kata_gpu.plan.kubernetes import labels
 from kata_gpu.plan.runtime import classes
 from kata_gpu.publish.kubernetes import client, node
+from kata_gpu.publish.kubernetes.errors import NotFoundError
 from kata_gpu.publish.kubernetes.node import LabelPublisher, Write
 from kata_gpu.publish.kubernetes.pacing import Pacing
 from tests.api_server import ApiServer, api_server, validation
@@ -229,6 +230,19 @@ def publish_to(
     asyncio.run(main())
 
 
+def test_a_node_that_the_cluster_has_not_is_named_and_not_made(
+    api: ApiServer, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        kubeconfig = str(api.kubeconfig(tmp_path / "kubeconfig"))
+        async with client.connected(kubeconfig, agent="kata-gpu/test") as asking:
+            with pytest.raises(NotFoundError, match="the cluster has no node node-2; set "):
+                await node.to_node(asking, "node-2")({"a": "1"})
+
+    asyncio.run(main())
+    assert not api.asked("PATCH")
+
+
 def test_labels_are_set_changed_and_taken_from_the_node(api: ApiServer, tmp_path: Path) -> None:
     publish_to(
         api,
@@ -247,7 +261,7 @@ def test_labels_that_stay_are_not_written_again(api: ApiServer, tmp_path: Path) 
 
 @pytest.mark.parametrize("status", [0, 403, 409, 429, 500])
 def test_a_write_that_fails_is_tried_again(api: ApiServer, tmp_path: Path, status: int) -> None:
-    api.fail(status, times=3, retry_after_s=0)
+    api.fail(status, method="PATCH", times=3, retry_after_s=0)
     publish_to(api, tmp_path, ({"a": "1"}, lambda: on_node(api).get("a") == "1"))
     assert len(api.asked("PATCH")) == 4
 

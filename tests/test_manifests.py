@@ -33,8 +33,6 @@ CALLED: Final = {
 
 CALLED_FOR_DRA: Final = {
     ("kata-gpu-dra", GROUP, "resourceclaims", "get"): "get_claim",
-    ("kata-gpu-dra", GROUP, "resourceclaims/status", "patch"): "apply_claim_status",
-    ("kata-gpu-dra", GROUP, "resourceclaims/driver", "associated-node:patch"): "apply_claim_status",
     ("kata-gpu-dra", GROUP, "resourceslices", "list"): "list_slices",
     ("kata-gpu-dra", GROUP, "resourceslices", "watch"): "watch_slices",
     ("kata-gpu-dra", GROUP, "resourceslices", "create"): "create_slice",
@@ -255,12 +253,6 @@ def test_nothing_is_granted_by_a_wildcard_and_no_pod_or_secret_at_all(tmp_path: 
     for entry in granted(objects.everything(tmp_path)):
         assert not any("*" in word for word in entry)
         assert entry[2] not in {"pods", "secrets", "configmaps"}
-
-
-def test_a_driver_is_written_by_its_name_alone() -> None:
-    role = objects.named(overlay_named("dra"), "ClusterRole", "kata-gpu-dra")
-    (rule,) = [r for r in role["rules"] if r["resources"] == ["resourceclaims/driver"]]
-    assert rule["resourceNames"] == [GPU_DRIVER, FABRIC_DRIVER]
 
 
 def test_no_container_is_privileged_or_can_become_more(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER
 from tests.api_server.applying import Owners
 from tests.api_server.serving import Server
 from tests.api_server.store import Change, Json, Key, Store
@@ -65,9 +64,6 @@ class ApiServer:
     store: Store = field(default_factory=Store)
     owners: Owners = field(default_factory=Owners)
     requests: list[Request] = field(default_factory=list)
-    drivers: set[str] = field(default_factory=lambda: {GPU_DRIVER, FABRIC_DRIVER})
-    """Whose entries in a claim's status the agent may write."""
-
     faults: list[Fault] = field(default_factory=list)
     dropped: set[str] = field(default_factory=set)
     """Fields of a slice's devices, or of its spec, that the server forgets."""

@@ -1,20 +1,17 @@
-"""Server-side apply, as far as an agent may use it: a node's labels, and entries of its own
-in ``status.devices`` of a claim.
+"""Server-side apply, as far as an agent may use it: a node's labels.
 
 A manager owns what it applied. What it owned and applies no more goes, unless another manager
 owns it too; what another owns with another value is a conflict unless it is forced.
 
-Source: kubernetes.io, Server-Side Apply; pkg/registry/resource/utils.go for who may write what.
+Source: kubernetes.io, Server-Side Apply.
 """
 
 import copy
-from collections.abc import Collection, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
 from tests.api_server.store import Json, Key, Refusal
-from tests.api_server.validation import device_key, label_faults, status_device_faults
-
-_ENTRY_KEYS: Final = ("driver", "pool", "device")
+from tests.api_server.validation import label_faults
 
 
 class Owners:
@@ -62,10 +59,6 @@ class Owners:
             if where == key and owned
         ]
 
-    def claim(self, key: Key, manager: str, fields: Collection[Any]) -> None:
-        """Have *manager* own fields that it did not apply: who created them owns them."""
-        self._owned.setdefault((key, manager), {}).update(dict.fromkeys(fields))
-
 
 def node_labels(
     stored: Json, body: Json, owners: Owners, key: Key, manager: str, *, is_forced: bool
@@ -82,41 +75,4 @@ def node_labels(
     after = copy.deepcopy(stored)
     have = after["metadata"].get("labels") or {}
     after["metadata"]["labels"] = owners.merge(key, manager, wanted, have, is_forced=is_forced)
-    return after
-
-
-def claim_status(
-    stored: Json,
-    body: Json,
-    owners: Owners,
-    key: Key,
-    manager: str,
-    *,
-    is_forced: bool,
-    drivers: Collection[str],
-) -> Json:
-    """Return the claim with the entries that *body* applies, if they are its author's."""
-    wanted: dict[Any, Any] = {}
-    for entry in (body.get("status") or {}).get("devices") or ():
-        if not all(entry.get(field) for field in _ENTRY_KEYS):
-            raise Refusal(400, "BadRequest", "an entry lacks one of driver, pool and device")
-        if device_key(entry) in wanted:
-            raise Refusal(422, "Invalid", f"duplicate entries for key {device_key(entry)}")
-        wanted[device_key(entry)] = entry
-    after = copy.deepcopy(stored)
-    status = after.setdefault("status", {})
-    have = {device_key(entry): entry for entry in status.get("devices") or ()}
-    merged = owners.merge(key, manager, wanted, have, is_forced=is_forced)
-    for entry in {*have, *merged}:
-        if have.get(entry) != merged.get(entry) and entry[0] not in drivers:
-            raise Refusal(
-                403,
-                "Forbidden",
-                f"not permitted to modify devices of driver {entry[0]}: "
-                f"associated-node:patch on resourceclaims/driver is required",
-            )
-    status["devices"] = list(merged.values())
-    faults = status_device_faults(after)
-    if faults:
-        raise Refusal(422, "Invalid", "; ".join(faults))
     return after

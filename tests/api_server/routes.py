@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PATHS: Final = re.compile(
     r"/(?:api/v1|apis/(?P<group>[a-z0-9.]+)/v1)(?:/namespaces/(?P<namespace>[^/]+))?"
-    r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>status))?"
+    r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?"
 )
 _GROUPS: Final = {
     "nodes": None,
@@ -55,7 +55,6 @@ class _Place:
     resource: str
     namespace: str
     name: str | None
-    sub: str | None
 
     @property
     def key(self) -> Key:
@@ -65,7 +64,7 @@ class _Place:
 def answer(api: "ApiServer", asked: Asked) -> tuple[int, Json]:
     """Do what is asked, and return the status and the document of the answer."""
     place = _place(api, asked)
-    chosen = _HANDLERS.get((asked.method, place.resource, place.sub))
+    chosen = _HANDLERS.get((asked.method, place.resource))
     if chosen is None:
         raise Refusal(405, "MethodNotAllowed", f"an agent does not {asked.method} {asked.path}")
     with api.store.changed:
@@ -85,7 +84,6 @@ def _place(api: "ApiServer", asked: Asked) -> _Place:
         resource=resource,
         namespace=match["namespace"] or "",
         name=match["name"],
-        sub=match["sub"],
     )
 
 
@@ -146,16 +144,23 @@ def _create_slice(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, J
 def _replace_slice(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
     body = _checked(asked.body)
     before = api.store.get(place.key)
-    if body["metadata"].get("name") != place.name:
-        raise Refusal(400, "BadRequest", "the name of the object does not match the URL")
+    _check_name(body["metadata"], place)
     for path in ("driver", "nodeName"):
         if body["spec"].get(path) != before["spec"].get(path):
             raise Refusal(422, "Invalid", f"spec.{path}: Invalid value: field is immutable")
     if body["spec"]["pool"]["name"] != before["spec"]["pool"]["name"]:
         raise Refusal(422, "Invalid", "spec.pool.name: Invalid value: field is immutable")
-    kept = {f: before["metadata"][f] for f in ("generateName",) if f in before["metadata"]}
-    body["metadata"] = {**kept, **body["metadata"]}
     return 200, api.store.replace(place.key, _as_stored(api, body))
+
+
+def _check_name(metadata: Json, place: _Place) -> None:
+    name = metadata.get("name")
+    if name != place.name:
+        raise Refusal(
+            400,
+            "BadRequest",
+            f"the name of the object ({name}) does not match the name on the URL ({place.name})",
+        )
 
 
 def _checked(body: Any) -> Json:
@@ -186,24 +191,20 @@ def _delete(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
 
 
 def _patch(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
-    """Apply on the server's side a node's labels or the entries in a claim's status."""
+    """Apply a node's labels on the server's side."""
     manager, is_forced = _manager(asked)
+    if not api.store.has(place.key):  # to apply is to create
+        raise Refusal(403, "Forbidden", 'User "agent" cannot create resource "nodes"')
     stored = api.store.get(place.key)
     body = asked.body
     if (body.get("apiVersion"), body.get("kind")) != (stored["apiVersion"], stored["kind"]):
-        raise Refusal(400, "BadRequest", "apiVersion and kind must be those of the object")
+        raise Refusal(400, "BadRequest", f"invalid object type: Kind={body.get('kind')}")
     meant = body.get("metadata") or {}
-    if meant.get("name") != place.name:
-        raise Refusal(400, "BadRequest", "the name of the object does not match the URL")
+    _check_name(meant, place)
     if meant.get("uid") not in {None, stored["metadata"]["uid"]}:
-        raise Refusal(409, "Conflict", f"Precondition failed: UID {meant['uid']}")
-    owners = api.owners
-    if place.resource == "nodes":
-        after = applying.node_labels(stored, body, owners, place.key, manager, is_forced=is_forced)
-    else:
-        after = applying.claim_status(
-            *(stored, body, owners, place.key, manager), is_forced=is_forced, drivers=api.drivers
-        )
+        fault = f'metadata.uid: Invalid value: "{meant["uid"]}": field is immutable'
+        raise Refusal(422, "Invalid", fault)
+    after = applying.node_labels(stored, body, api.owners, place.key, manager, is_forced=is_forced)
     return 200, api.store.replace(place.key, after)
 
 
@@ -211,16 +212,21 @@ def _manager(asked: Asked) -> tuple[str, bool]:
     if asked.content_type != _APPLY:
         raise Refusal(415, "UnsupportedMediaType", f"an agent applies with {_APPLY} only")
     if not asked.query.get("fieldManager"):
-        raise Refusal(400, "BadRequest", "PatchOptions: fieldManager: Required value")
+        fault = "fieldManager: Required value: is required for apply patch"
+        raise Refusal(422, "Invalid", f'PatchOptions.meta.k8s.io "" is invalid: {fault}')
     return asked.query["fieldManager"], asked.query.get("force") in {"true", "True"}
 
 
 def _create_event(api: "ApiServer", asked: Asked, place: _Place) -> tuple[int, Json]:
+    if (asked.body.get("metadata") or {}).get("namespace") != place.namespace:
+        raise Refusal(
+            400,
+            "BadRequest",
+            "the namespace of the provided object does not match the namespace sent on the request",
+        )
     faults = validation.event_faults(asked.body)
     if faults:
         raise Refusal(422, "Invalid", f"Event is invalid: {'; '.join(faults)}")
-    if asked.body["metadata"]["namespace"] != place.namespace:
-        raise Refusal(400, "BadRequest", "the namespace does not match the URL")
     key = (place.resource, place.namespace, asked.body["metadata"]["name"])
     return 201, api.store.create(key, asked.body)
 
@@ -245,16 +251,15 @@ def _merged(before: Any, patch: Any) -> Any:
 
 _Handler = Callable[["ApiServer", Asked, _Place], tuple[int, Json]]
 
-_HANDLERS: Final[dict[tuple[str, str, str | None], _Handler]] = {
-    ("GET", "nodes", None): _read,
-    ("PATCH", "nodes", None): _patch,
-    ("GET", "resourceclaims", None): _read,
-    ("PATCH", "resourceclaims", "status"): _patch,
-    ("GET", "resourceslices", None): _read,
-    ("POST", "resourceslices", None): _create_slice,
-    ("PUT", "resourceslices", None): _replace_slice,
-    ("DELETE", "resourceslices", None): _delete,
-    ("POST", "events", None): _create_event,
-    ("PATCH", "events", None): _patch_event,
+_HANDLERS: Final[dict[tuple[str, str], _Handler]] = {
+    ("GET", "nodes"): _read,
+    ("PATCH", "nodes"): _patch,
+    ("GET", "resourceclaims"): _read,
+    ("GET", "resourceslices"): _read,
+    ("POST", "resourceslices"): _create_slice,
+    ("PUT", "resourceslices"): _replace_slice,
+    ("DELETE", "resourceslices"): _delete,
+    ("POST", "events"): _create_event,
+    ("PATCH", "events"): _patch_event,
 }
-"""By method, resource and subresource: what the agent's role allows."""
+"""By method and resource: what the agent's role allows."""

@@ -188,13 +188,22 @@ class _Handler(BaseHTTPRequestHandler):
                 version = change.version
                 self._chunk({"type": change.kind, "object": change.object})
             if is_bookmark and has_bookmarks:
-                metadata = {"resourceVersion": str(reached)}
-                self._chunk({"type": "BOOKMARK", "object": {"metadata": metadata}})
+                self._chunk({"type": "BOOKMARK", "object": _empty_slice(reached)})
 
     def _chunk(self, document: Json | None) -> None:
         data = b"" if document is None else json.dumps(document).encode() + b"\n"
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
+
+
+def _empty_slice(version: int) -> Json:
+    """Return what a bookmark holds: an object of the kind, of which only the version counts."""
+    return {
+        "kind": "ResourceSlice",
+        "apiVersion": "resource.k8s.io/v1",
+        "metadata": {"resourceVersion": str(version)},
+        "spec": {"driver": "", "pool": {"name": "", "generation": 0, "resourceSliceCount": 0}},
+    }
 
 
 def status_of(refusal: Refusal) -> Json:

@@ -54,6 +54,10 @@ class Store:
             keys = sorted(key for key in self._objects if key[0] == resource)
             return [copy.deepcopy(self._objects[key]) for key in keys]
 
+    def has(self, key: Key) -> bool:
+        with self.changed:
+            return key in self._objects
+
     def get(self, key: Key) -> Json:
         with self.changed:
             if key not in self._objects:
@@ -70,16 +74,18 @@ class Store:
             metadata.setdefault("creationTimestamp", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
             if key[1]:
                 metadata["namespace"] = key[1]
+            stored["metadata"] = _without_empty(metadata)
             return self._keep("ADDED", key, stored)
 
     def replace(self, key: Key, body: Json) -> Json:
         """Store *body* in place of what is there, if it was made from what is there."""
         with self.changed:
             before = self.get(key)
-            check(before, body.get("metadata") or {})
+            _check_meant(key, before, body.get("metadata") or {})
             after = copy.deepcopy(body)
             metadata = after.setdefault("metadata", {})
             metadata.update({field: before["metadata"][field] for field in _OWN})
+            after["metadata"] = _without_empty(metadata)
             if after == before:
                 return before
             return self._keep("MODIFIED", key, after)
@@ -87,7 +93,7 @@ class Store:
     def delete(self, key: Key, preconditions: Mapping[str, object]) -> Json:
         with self.changed:
             before = self.get(key)
-            check(before, preconditions)
+            _check_preconditions(key, before, preconditions)
             del self._objects[key]
             self.version += 1
             before["metadata"]["resourceVersion"] = str(self.version)
@@ -120,11 +126,38 @@ class Store:
         self.changed.notify_all()
 
 
-def check(stored: Json, meant: Mapping[str, object]) -> None:
-    """Refuse a write that was meant for another object, or for another version of it."""
-    for field in ("uid", "resourceVersion"):
+def _without_empty(metadata: Json) -> Json:
+    """Return metadata as it is stored: what is empty is not there."""
+    return {field: value for field, value in metadata.items() if value not in ({}, [], "")}
+
+
+def _check_meant(key: Key, stored: Json, meant: Mapping[str, object]) -> None:
+    """Refuse a write that was made from another object, or from another version of it."""
+    found = stored["metadata"]
+    if meant.get("uid") and meant["uid"] != found["uid"]:
+        raise _conflict(
+            key,
+            f"Precondition failed: UID in precondition: {meant['uid']}, "
+            f"UID in object meta: {found['uid']}",
+        )
+    if meant.get("resourceVersion") and meant["resourceVersion"] != found["resourceVersion"]:
+        raise _conflict(
+            key,
+            "the object has been modified; please apply your changes to the latest version "
+            "and try again",
+        )
+
+
+def _check_preconditions(key: Key, stored: Json, meant: Mapping[str, object]) -> None:
+    for field, name in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
         found = stored["metadata"][field]
         if meant.get(field) and meant[field] != found:
-            raise Refusal(
-                409, "Conflict", f"Precondition failed: {field} {meant[field]} is now {found}"
+            raise _conflict(
+                key,
+                f"the {name} in the precondition ({meant[field]}) does not match the {name} in "
+                f"record ({found})",
             )
+
+
+def _conflict(key: Key, why: str) -> Refusal:
+    return Refusal(409, "Conflict", f'Operation cannot be fulfilled on {key[0]} "{key[2]}": {why}')

@@ -303,39 +303,3 @@ def _is_micro_time(text: object) -> bool:
     if not isinstance(text, str) or not re.fullmatch(r"[-0-9]{10}T[0-9:]{8}\.\d{6}Z", text):
         return False
     return bool(datetime.fromisoformat(text.replace("Z", "+00:00")))
-
-
-_CONDITION: Final = ("type", "status", "reason", "lastTransitionTime")
-
-
-def status_device_faults(claim: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return all that is wrong with a claim's ``status.devices``."""
-    status = claim.get("status") or {}
-    results = ((status.get("allocation") or {}).get("devices") or {}).get("results") or ()
-    allocated = {device_key(result) for result in results}
-    faults = []
-    for entry in status.get("devices") or ():
-        if device_key(entry) not in allocated:
-            faults.append(f"status.devices: Invalid value: {device_key(entry)}: not allocated")
-        conditions = entry.get("conditions") or []
-        if len(conditions) > 8:
-            faults.append("status.devices.conditions: Too many")
-        faults += [
-            f"status.devices.conditions.{key}: Required value"
-            for condition in conditions
-            for key in _CONDITION
-            if not condition.get(key)
-        ]
-        if len(str(entry.get("data") or "")) > 10 * 1024:
-            faults.append("status.devices.data: Too long")
-    return tuple(faults)
-
-
-def device_key(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """Return what an entry of a claim's devices is known by."""
-    return (
-        str(entry.get("driver")),
-        str(entry.get("pool")),
-        str(entry.get("device")),
-        str(entry.get("shareID") or ""),
-    )

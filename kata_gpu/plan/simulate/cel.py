@@ -16,22 +16,32 @@ from typing import Any, Final
 from kata_gpu.plan.simulate.values import Device, DeviceId, Value, Version
 
 EXPRESSION_MAX_BYTES: Final = 10 << 10
-_UNKNOWN: Final = re.compile(r"undeclared reference to '([A-Za-z_.]+)'")
+_UNKNOWN: Final = re.compile(r"(?:undeclared reference to|overload for) '([A-Za-z_.]+)'")
 _ABSENT_HERE: Final = frozenset(
     {
         *("find", "findAll", "sets", "isSorted", "sum", "min", "max", "indexOf", "lastIndexOf"),
         *("ip", "isIP", "cidr", "isCIDR", "url", "isURL", "format", "validate", "includes"),
-        *("reverse", "replace", "quote", "sort", "distinct", "flatten", "slice", "math"),
+        *("reverse", "replace", "quote", "sort", "sortBy", "distinct", "flatten", "slice", "lists"),
+        *("all", "exists", "existsOne", "transformList", "transformMap", "transformMapEntry"),
     }
 )
-"""Functions that Kubernetes has, whether or not the library does."""
+"""Functions and macros that Kubernetes has, whether or not the library does, or not for all that
+Kubernetes has them for: lists, and two variables."""
 
 _BUDGETS: Final = ("Iteration budget", "recursion limit")
 _QUOTED: Final = re.compile(r"""["']([A-Za-z0-9.-]{1,63})["']""")
 _TESTED: Final = re.compile(
     r"""["']([A-Za-z0-9.-]{1,63})["']\s+in\s+device\.(?:attributes|capacity)(?![\w.\[])"""
 )
-_PLAIN: Final = re.compile(r"device\.(?:attributes|capacity)\.\??([A-Za-z_]\w*)")
+_PLAIN: Final = re.compile(r"device\.(?:attributes|capacity)\.\??([A-Za-z_]\w*+)(?!\()")
+_WHOLE: Final = re.compile(r"device\.(?:attributes|capacity)(?:\.\w+\(|(?![\w.\[]))")
+_INDEXED: Final = re.compile(r"""\[\s*\??\s*["']([A-Za-z0-9.-]{1,63})["']\s*\]""")
+_HAS_MEMBER: Final = re.compile(
+    r"\bhas\(\s*device\.(?:driver|attributes|capacity|allowMultipleAllocations)\s*\)"
+)
+_MIXED: Final = re.compile(
+    r"overload for '_[<>]=?_' applied to '\((?:int|uint|double), (?:int|uint|double)\)'"
+)
 _CODES: Final = re.compile(r"^[A-Z_]+: (?:ERROR: )?(?:<input>:\d+:\d+: )?| \[[A-Z_]+\]$")
 _SHOWN: Final = 200
 
@@ -46,6 +56,13 @@ class CelFailure:
     """Whether Kubernetes may have one: it is this simulation that cannot find it out."""
 
 
+_VERSION_AND_TEXT: Final = CelFailure(
+    "to compare a version with a text is an error in Kubernetes, where it comes to that: write "
+    "semver('1.2.3')",
+    is_ours=True,
+)
+
+
 class Selectors:
     """Compiles each expression once, and evaluates it once for each device."""
 
@@ -58,7 +75,10 @@ class Selectors:
         """Tell whether *device* is selected."""
         key = (expression, device.id)
         if key not in self._found:
-            self._found[key] = self._evaluate(expression, device)
+            found = self._evaluate(expression, device)
+            if isinstance(found, bool) and _compares_version_with_text(device, expression):
+                found = _VERSION_AND_TEXT
+            self._found[key] = found
         return self._found[key]
 
     def compiled(self, expression: str) -> Any:
@@ -74,7 +94,7 @@ class Selectors:
         if self._environment is None:
             self._environment = _environment()
         try:
-            made = self._environment.compile(expression)
+            made = self._environment.compile(_HAS_MEMBER.sub("true", expression))
         except RuntimeError as error:
             return _failure(str(error))
         kind = made.return_type().name()
@@ -106,7 +126,6 @@ def _environment() -> Any:
     from cel_expr_python import cel  # noqa: PLC0415 - for who has a selector
     from cel_expr_python.ext import (  # noqa: PLC0415
         ext_bindings,
-        ext_math,
         ext_optional,
         ext_strings,
     )
@@ -126,10 +145,9 @@ def _environment() -> Any:
             "device.allowMultipleAllocations": cel.Type.BOOL,
         },
         extensions=[
-            ext_strings.ExtStrings(),
+            ext_strings.ExtStrings(2),
             ext_bindings.ExtBindings(),
             ext_optional.ExtOptional(),
-            ext_math.ExtMath(),
             cel_functions.extension(),
         ],
     )
@@ -138,7 +156,8 @@ def _environment() -> Any:
 def _device(device: Device, expression: str) -> dict[str, Any]:
     from kata_gpu.plan.simulate import cel_functions  # noqa: PLC0415 - as above
 
-    named = {*_QUOTED.findall(expression), *_PLAIN.findall(expression)}
+    quoted = _INDEXED if _WHOLE.search(expression) else _QUOTED
+    named = {*quoted.findall(expression), *_PLAIN.findall(expression)}
     domains = named - set(_TESTED.findall(expression))
     capacity = {name: cel_functions.of_quantity(number) for name, number in device.capacity.items()}
     return {
@@ -147,6 +166,25 @@ def _device(device: Device, expression: str) -> dict[str, Any]:
         "capacity": _by_domain(capacity, domains),
         "allowMultipleAllocations": device.is_shared,
     }
+
+
+def _compares_version_with_text(device: Device, expression: str) -> bool:
+    """Tell of an ``==`` that the library finds false; what it is of is seen in the text alone."""
+    if "==" not in expression:
+        return False
+    names = {
+        re.escape(qualified.rpartition("/")[2])
+        for qualified, value in device.attributes.items()
+        if isinstance(value, Version)
+    }
+    return any(
+        re.search(
+            rf"""\.{name}\s*==\s*["']|["']{name}["']\s*\]\s*==\s*["']"""
+            rf"""|["']\s*==\s*device\.attributes\[[^]]*\](?:\.{name}\b|\[["']{name}["']\])""",
+            expression,
+        )
+        for name in names
+    )
 
 
 def _plain(value: Value) -> Any:
@@ -170,6 +208,12 @@ def _failure(message: str) -> CelFailure:
         names = ", ".join(sorted(unknown))
         return CelFailure(
             f"{names} is known to Kubernetes, and not to this simulation", is_ours=True
+        )
+    if _MIXED.search(message):
+        return CelFailure(
+            "Kubernetes compares numbers of two kinds, and this simulation does not: give both "
+            "the same, as in 80.0 for 80",
+            is_ours=True,
         )
     line = _CODES.sub("", message.splitlines()[0]) if message else "it failed"
     is_ours = any(budget in message for budget in _BUDGETS)

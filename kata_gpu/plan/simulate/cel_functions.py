@@ -2,7 +2,7 @@
 
 In CEL a quantity is a message of our own, so that the checker knows it from every other type;
 a version is a list of one text, for the library tells functions apart by kinds of values, and
-both have ``compareTo``.
+both have ``compareTo``. Either is unequal to a value of another type, which is an error there.
 """
 
 from collections.abc import Callable, Iterator
@@ -97,6 +97,7 @@ def _is_version(text: str, normalize: bool) -> bool:
 
 def _made() -> Iterator[tuple[str, list[Any]]]:
     yield "quantity", [_function(_QUANTITY, [_STRING], lambda t: of_quantity(quantity.parse(t)))]
+    yield "sign", [_function(_INT, [_QUANTITY], _sign)]
     yield "isQuantity", [_function(_BOOL, [_STRING], lambda t: _is(quantity.parse, t))]
     yield (
         "semver",
@@ -115,7 +116,6 @@ def _made() -> Iterator[tuple[str, list[Any]]]:
 
 
 def _members() -> Iterator[tuple[str, list[Any]]]:
-    yield "sign", [_member(_INT, [_QUANTITY], _sign)]
     yield "isInteger", [_member(_BOOL, [_QUANTITY], _is_whole)]
     yield "asInteger", [_member(_INT, [_QUANTITY], _whole)]
     yield (

@@ -171,24 +171,6 @@ class KubernetesClient:
         body = {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
         return await self._apply(_path("/api/v1/nodes", name), body, manager)
 
-    async def apply_claim_status(
-        self, claim: Object, devices: tuple[Object, ...], *, manager: str
-    ) -> Object:
-        """Have *manager* own exactly these entries of ``status.devices`` of *claim*.
-
-        Raises:
-            ConflictError: the claim of that name is another one by now.
-        """
-        metadata = {key: claim["metadata"][key] for key in ("name", "namespace", "uid")}
-        body = {
-            "apiVersion": "resource.k8s.io/v1",
-            "kind": "ResourceClaim",
-            "metadata": metadata,
-            "status": {"devices": list(devices)},
-        }
-        path = _claim_path(metadata["namespace"], metadata["name"])
-        return await self._apply(f"{path}/status", body, manager)
-
     async def create_event(self, body: Object) -> Object:
         """Create an ``events.k8s.io/v1`` Event."""
         path = _events_path(body["metadata"]["namespace"])

@@ -16,6 +16,7 @@ from typing import Any, Final
 from kata_gpu.errors import KataGpuError
 from kata_gpu.host import files
 from kata_gpu.publish.kubernetes.client import KubernetesClient
+from kata_gpu.publish.kubernetes.errors import NotFoundError
 from kata_gpu.publish.kubernetes.pacing import BackOff, Pacing
 
 log = logging.getLogger(__name__)
@@ -28,9 +29,20 @@ Write = Callable[[Labels], Coroutine[Any, Any, None]]
 
 
 def to_node(client: KubernetesClient, node: str) -> Write:
-    """Return a function that has the Node have these labels of ours, and no others."""
+    """Return a function that has the Node have these labels of ours, and no others.
+
+    It looks for the Node first: to apply to one that is not there is to create it, which is
+    refused for want of a right that an agent must not have, or done if it has it.
+    """
 
     async def write(labels: Labels) -> None:
+        try:
+            await client.get_node(node)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"cannot label the node: the cluster has no node {node}; "
+                f"set kubernetes.node_name in agent.toml"
+            ) from error
         await client.apply_node_labels(node, labels, manager=MANAGER)
 
     return write
