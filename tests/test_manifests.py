@@ -17,7 +17,7 @@ from kata_gpu.model.blueprint import Mode
 from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Door
 from kata_gpu.plan.runtime import classes
 from kata_gpu.publish.kubernetes.client import KubernetesClient
-from kata_gpu.settings import agent, agent_file, blueprint
+from kata_gpu.settings import agent, agent_file, blueprint, files
 from tests import kustomize, objects
 from tests.kustomize import Document
 from tests.objects import COMPONENTS, KUBERNETES, OVERLAYS
@@ -148,7 +148,7 @@ def test_what_kubelet_and_the_host_are_told_is_the_same_path_inside_and_outside(
 def test_the_agents_settings_are_those_of_the_volumes(overlay: list[Document]) -> None:
     mounted = {mount["mountPath"] for mount in container(overlay)["volumeMounts"]}
     settings = agent.Settings(kubernetes=agent.Kubernetes())
-    for path in (settings.blueprint, agent.DEFAULT_PATH, settings.socket, settings.ledger):
+    for path in (settings.blueprint, files.SETTINGS, settings.socket, settings.ledger):
         assert str(Path(path).parent) in mounted
     assert {settings.state_directory, settings.cdi_directory} <= mounted
     assert settings.kubernetes is not None

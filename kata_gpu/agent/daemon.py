@@ -6,6 +6,7 @@ node: devices stay bound, files stay written, VMs run on.
 """
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -20,6 +21,7 @@ from kata_gpu.agent import asking, node, succession, temporaries
 from kata_gpu.agent.drift import Watchman
 from kata_gpu.agent.hints import Reasons, Sources, Watching, listening, paths_to_watch
 from kata_gpu.agent.node import Turn
+from kata_gpu.agent.offered import Turned
 from kata_gpu.agent.setbacks import Setbacks
 from kata_gpu.errors import EndingError, HostError, KataGpuError, LedgerError
 from kata_gpu.host import Host, systemd
@@ -82,6 +84,7 @@ async def run(
             with listening(sources, end=host.sysfs.give_up, hear=daemon.hear) as reasons:
                 daemon.wake = reasons.wake.set
                 await daemon.turn()
+                gc.enable()  # the command line does without, and what was made so far stays
                 async with daemon.publishing():
                     _notify(f"READY=1\nSTATUS={daemon.summary()}")
                     await _turn_until_stopped(daemon, reasons, settings, watching)
@@ -157,6 +160,7 @@ class _Daemon:
         self._host = host
         self._settings = settings
         self._load_blueprint = load_blueprint
+        self._publishing = self._open_publishing(guardian)  # which takes a while
         self._blueprint = load_blueprint()
         self._journal: Journal | None = None
         self._read_only: str | None = None
@@ -170,7 +174,6 @@ class _Daemon:
         self._trouble: str | None = None
         self._turning = asyncio.Lock()
         self._next: asyncio.Task[None] | None = None
-        self._publishing = self._open_publishing(guardian)
         self._measures = Measures(version=__version__, state=None)
 
     async def turn(self, opened: Iterable[str] = ()) -> None:
@@ -284,8 +287,6 @@ class _Daemon:
             self._publishing.hear()
 
     def _publish(self, publishing: "Publishing", turn: Turn, state: NodeState) -> None:
-        from kata_gpu.agent.offered import Turned  # noqa: PLC0415 - as above
-
         cdi = self._settings.cdi_directory
         publishing.update(Turned.of(turn, state, self._blueprint, self._ledger, cdi_directory=cdi))
 

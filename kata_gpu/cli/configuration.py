@@ -2,10 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kata_gpu.model.blueprint import Blueprint
-from kata_gpu.settings.agent import Settings
 from kata_gpu.settings.files import Files
+
+if TYPE_CHECKING:
+    from kata_gpu.model.blueprint import Blueprint
+    from kata_gpu.settings.agent import Settings
 
 
 def files(options: argparse.Namespace) -> Files:
@@ -18,16 +21,16 @@ def files(options: argparse.Namespace) -> Files:
     )
 
 
-def settings(options: argparse.Namespace) -> Settings:
+def settings(options: argparse.Namespace) -> "Settings":
     """Return the settings file's content; defaults without one, unless --settings names it."""
     return files(options).read_settings()
 
 
-def blueprint(options: argparse.Namespace, found: Settings) -> Blueprint:
+def blueprint(options: argparse.Namespace, found: "Settings") -> "Blueprint":
     """Return the blueprint in force."""
     return files(options).read_blueprint(found)
 
 
-def blueprint_path(options: argparse.Namespace, found: Settings) -> Path:
+def blueprint_path(options: argparse.Namespace, found: "Settings") -> Path:
     """Return where the blueprint is."""
     return files(options).blueprint(found)

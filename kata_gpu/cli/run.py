@@ -1,7 +1,6 @@
 """``kata-gpu run``: the daemon."""
 
 import argparse
-import gc
 
 from kata_gpu.cli import configuration
 from kata_gpu.cli.exit_code import ExitCode
@@ -14,6 +13,5 @@ def run(options: argparse.Namespace) -> int:
     with Reading(files) as reading:
         from kata_gpu.cli import serving  # noqa: PLC0415 - while another process reads the files
 
-        gc.enable()
         serving.serve(options, files, reading)
     return ExitCode.OK

@@ -6,11 +6,8 @@ matter, not this one's. ``settings.agent_file`` reads it.
 
 import os
 from dataclasses import dataclass
-from typing import Final
 
 from kata_gpu.model.kubernetes import PodResources
-
-DEFAULT_PATH: Final = "/etc/kata-gpu/agent.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from kata_gpu.errors import HostError
-from kata_gpu.model.blueprint import Blueprint
-from kata_gpu.settings import agent
-from kata_gpu.settings.agent import Settings
+
+if TYPE_CHECKING:  # where the files are is said before anybody imports what they are parsed into
+    from kata_gpu.model.blueprint import Blueprint
+    from kata_gpu.settings.agent import Settings
+
+SETTINGS: Final = "/etc/kata-gpu/agent.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,19 +27,21 @@ class Files:
     @property
     def settings(self) -> Path:
         """Where the settings are, if anywhere."""
-        return self.named_settings or self._path(agent.DEFAULT_PATH)
+        return self.named_settings or self._path(SETTINGS)
 
-    def blueprint(self, settings: Settings) -> Path:
+    def blueprint(self, settings: "Settings") -> Path:
         """Return where the blueprint is."""
         return self.named_blueprint or self._path(settings.blueprint)
 
-    def read_settings(self) -> Settings:
+    def read_settings(self) -> "Settings":
         """Return what the settings say.
 
         Raises:
             HostError: they cannot be looked for.
             InvalidBlueprint: they are wrong, or not where somebody says they are.
         """
+        from kata_gpu.settings.agent import Settings  # noqa: PLC0415 - see above
+
         try:
             if self.named_settings is None and not self.settings.exists():
                 return Settings()
@@ -45,7 +51,7 @@ class Files:
 
         return agent_file.load(self.settings)
 
-    def read_blueprint(self, settings: Settings) -> Blueprint:
+    def read_blueprint(self, settings: "Settings") -> "Blueprint":
         """Return the blueprint; InvalidBlueprint says what is wrong with it."""
         from kata_gpu.settings import blueprint  # noqa: PLC0415 - pydantic is for who parses
 
