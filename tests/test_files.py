@@ -48,6 +48,15 @@ def test_a_file_is_replaced_and_not_rewritten(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
+def test_one_for_this_boot_is_replaced_whole_too(tmp_path: Path) -> None:
+    path = tmp_path / "out/file"
+    for text in ("old", "new"):
+        files.replace(path, text, staging=tmp_path / "out", mode=0o600, is_for_this_boot=True)
+        assert path.read_text() == text
+    assert path.stat().st_mode & 0o7777 == 0o600
+    assert [found.name for found in path.parent.iterdir()] == ["file"]
+
+
 def test_folders_that_are_missing_are_made(tmp_path: Path) -> None:
     files.replace(tmp_path / "a/b/file", "text", staging=tmp_path / "a/staging")
     assert (tmp_path / "a/b/file").read_text() == "text"

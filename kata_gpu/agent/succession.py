@@ -29,11 +29,13 @@ async def alone(lock: Path, *, waits: bool) -> AsyncIterator[None]:
             try:
                 held.enter_context(locks.exclusive(lock))
                 break
-            except HeldError as error:
+            except HeldError:
                 if not waits:
                     raise
                 if not told:
-                    log.info("waiting: %s", error)
+                    log.info(
+                        "waiting until process %s, which has this node, ends", locks.owner(lock)
+                    )
                 told = True
             await asyncio.sleep(_LOCK_INTERVAL_S)
         yield

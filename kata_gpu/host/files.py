@@ -94,9 +94,18 @@ def _open_what_does_not_wait(path: str, flags: int) -> int:
 
 
 def replace(
-    path: Path, content: str, *, staging: Path, mode: int = 0o644, follow: bool = False
+    path: Path,
+    content: str,
+    *,
+    staging: Path,
+    mode: int = 0o644,
+    follow: bool = False,
+    is_for_this_boot: bool = False,
 ) -> None:
     """Give *path* the text *content* in one step, durably.
+
+    A file *is_for_this_boot* if nobody reads it after the host has crashed: then whichever of the
+    two is there, old or new, is whole, and which of them does not matter.
 
     *staging* is where the temporary file is made: the same file system, and a folder
     whose readers do not mind it. Both folders are made when missing; neither may be a link
@@ -119,7 +128,8 @@ def replace(
             except OSError:
                 _forget(temporary, start)
                 raise
-            os.fsync(end)
+            if not is_for_this_boot:
+                os.fsync(end)
     except UnicodeEncodeError as error:
         raise HostError(f"cannot write {path}: {error.reason}") from error
     except OSError as error:

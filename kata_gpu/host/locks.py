@@ -28,7 +28,7 @@ def exclusive_within(path: Path, timeout_s: float) -> Iterator[None]:
         while not _is_taken(path, held):
             if time.monotonic() >= ends_at:
                 raise HeldError(
-                    f"cannot lock {path} within {timeout_s:g} s: process {_named_in(path)} holds "
+                    f"cannot lock {path} within {timeout_s:g} s: process {owner(path)} holds "
                     f"it; if it hangs, end it"
                 )
             time.sleep(_TRY_EVERY_S)
@@ -51,7 +51,8 @@ def _is_taken(path: Path, held: ExitStack) -> bool:
     return True
 
 
-def _named_in(path: Path) -> str:
+def owner(path: Path) -> str:
+    """Return the process that says in the file at *path* that it holds the lock."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -74,7 +75,9 @@ def exclusive(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise HostError(f"cannot open the lock {path}: {error.strerror}") from error
+        raise HostError(
+            f"cannot open the lock {path}: {error.strerror}; its folder must be there and writable"
+        ) from error
     try:
         _take(fd, path)
         yield

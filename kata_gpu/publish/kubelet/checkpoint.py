@@ -2,8 +2,9 @@
 
 During a rolling update two agents are alive, and kubelet prepares with one and unprepares with
 the other. So the file is read again under a lock before each change, and it is the file that
-decides whose a device is. Durable as the ledger is (temporary, fsync, rename), with a schema
-version and a checksum. What was prepared before the node booted is void: so is its file.
+decides whose a device is. It is whole as the ledger is (temporary, fsync, rename), with a schema
+version and a checksum. What was prepared before the node booted is void: so is its file, and
+its name need not be on the disk before a claim is answered.
 
 What cannot be read is never replaced by an empty one: a device could be given twice.
 """
@@ -86,7 +87,7 @@ class Checkpoint:
 
         Raises:
             KataGpuError: whatever *change* raised; or the file could not be read, locked or
-                written: then it is as it was, but for a failure of the last fsync.
+                written: then it is as it was.
         """
         done: asyncio.Future[Claims] = asyncio.get_running_loop().create_future()
         self._pending.append((change, done))
@@ -140,7 +141,7 @@ class Checkpoint:
     def _write(self, claims: Claims, before: Claims) -> None:
         _require_readable([c for uid, c in claims.items() if before.get(uid) != c])
         text = _text_of(checkpoint_form.body(claims, boot_id=self._boot_id))
-        files.replace(self.path, text, staging=self.path.parent, mode=_MODE)
+        files.replace(self.path, text, staging=self.path.parent, mode=_MODE, is_for_this_boot=True)
         self._seen = _Seen(_identity(self.path), text, claims)
 
 
