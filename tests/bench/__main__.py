@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from tests.bench import (
+    agents,
     bind,
     cdi,
     dra,
@@ -18,6 +19,7 @@ from tests.bench import (
 )
 
 _BENCHMARKS: dict[str, Callable[..., None]] = {
+    "agents": agents.main,
     "inventory": inventory.main,
     "imports": imports.main,
     "kata": kata.main,
