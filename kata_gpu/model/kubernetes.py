@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from kata_gpu.model.pci import PciFunction
+if TYPE_CHECKING:
+    from kata_gpu.model.pci import PciFunction
 
 GPU_DRIVER: Final = "gpu.kata-passthrough.io"
 """KAI counts every device of a driver whose name holds "gpu": GPUs only, nothing else."""
@@ -55,7 +56,7 @@ class Effect(StrEnum):
     NO_EXECUTE = "NoExecute"
 
 
-def driver_of(functions: Iterable[PciFunction]) -> str:
+def driver_of(functions: "Iterable[PciFunction]") -> str:
     """Return the DRA driver of a unit of these functions: GPUs make it one of GPUs."""
     found = tuple(functions)
     is_fabric = any(f.identity.is_nvswitch for f in found) and not any(f.is_gpu for f in found)
