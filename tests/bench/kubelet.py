@@ -140,9 +140,10 @@ async def _allocations(manager: DeviceManager, bare: DeviceManager) -> None:
     """Call both plugins in turn, from one client process."""
     clients = [sockets.Client(m.directory / (m.endpoint(RESOURCE) or "")) for m in (manager, bare)]
     times: dict[int, tuple[list[float], list[float]]] = {1: ([], []), _GPUS: ([], [])}
-    for _ in range(_CALLS):
+    for number in range(_CALLS):
         for count, taken in times.items():
-            for who, client, into in zip((manager, bare), clients, taken, strict=True):
+            pairs = list(zip((manager, bare), clients, taken, strict=True))
+            for who, client, into in pairs if number % 2 else reversed(pairs):
                 ids = sorted(who.lists[RESOURCE][-1])[:count]
                 wish = pb.ContainerAllocateRequest(devices_ids=ids)
                 request = pb.AllocateRequest(container_requests=[wish])
