@@ -1,14 +1,13 @@
 """What an admin applies to a cluster is whole, and asks for no more than the agent uses."""
 
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
 
+import jq
 import pytest
 
 import kata_gpu
@@ -264,19 +263,10 @@ def test_no_container_is_privileged_or_can_become_more(tmp_path: Path) -> None:
         assert context["capabilities"]["drop"] == ["ALL"]
 
 
-@pytest.mark.skipif(shutil.which("jq") is None, reason="there is no jq")
 def test_the_pod_that_takes_it_away_is_the_agents_on_one_node() -> None:
     (daemon_set,) = objects.of_kind(overlay_named("dra"), "DaemonSet")
-    argv = ["jq", "--arg", "node", "worker-1", "-f", "configs/uninstall.jq"]
-    made = subprocess.run(
-        argv,
-        cwd=KUBERNETES.parents[1],
-        input=json.dumps(daemon_set),
-        text=True,
-        capture_output=True,
-        check=True,
-    )
-    pod = json.loads(made.stdout)
+    filter_text = (KUBERNETES.parent / "uninstall.jq").read_text()
+    pod = jq.compile(filter_text, args={"node": "worker-1"}).input_value(daemon_set).first()
     assert (pod["kind"], pod["metadata"]["name"]) == ("Pod", "uninstall-worker-1")
     agent = daemon_set["spec"]["template"]["spec"]
     kept = ("volumes", "securityContext", "serviceAccountName", "hostPID", "tolerations")
