@@ -385,7 +385,7 @@ def test_one_that_waits_begins_when_the_agent_before_it_has_ended(
         assert first.says().startswith(b"READY=1")
         second = start([*argv, "--wait"])
         assert second.process.stderr is not None
-        assert f"process {first.process.pid} holds" in second.process.stderr.readline()
+        assert f"until process {first.process.pid}," in second.process.stderr.readline()
         first.process.kill()
         assert second.says().startswith(b"READY=1")
         second.process.send_signal(signal.SIGTERM)

@@ -1,7 +1,8 @@
 """What a simulation has of a node is what the agent publishes of it: the same slices, in full."""
 
-import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -10,8 +11,6 @@ from typing import Any, Final
 
 import pytest
 
-from kata_gpu.cli.exit_code import ExitCode
-from kata_gpu.cli.inventory import inventory
 from kata_gpu.errors import InvalidBlueprint
 from kata_gpu.host.pci_ids import PLACES
 from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Device, Door
@@ -37,20 +36,20 @@ from tests.test_pci_ids import TEXT as NAMES
 NODE: Final = "worker-1"
 DRA: Final = 'offer = "dra"\n'
 DISPLAYS: Final = GPUS.replace('vendor = "10de"', 'class = "03"') + DRA
-Snapshot = Callable[[FakeKernel], dict[str, Any]]
 
 
-@pytest.fixture
-def snapshot(capsys: pytest.CaptureFixture[str]) -> Snapshot:
-    """Return what prints the inventory of a node."""
-
-    def taken(kernel: FakeKernel) -> dict[str, Any]:
-        options = argparse.Namespace(root=kernel.host.root, all=False, output="json")
-        assert inventory(options) == ExitCode.OK
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return found
-
-    return taken
+def snapshot(kernel: FakeKernel) -> dict[str, Any]:
+    """Return the inventory of a node, as it is printed."""
+    argv = (sys.executable, "-m", "kata_gpu", "inventory", "-o", "json")
+    done = subprocess.run(
+        (*argv, "--root", str(kernel.host.root)),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def simulated(found: Mapping[str, Any], text: str | None = None) -> Scenario:
@@ -146,9 +145,7 @@ CASES: Final = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_a_simulation_has_what_the_agent_publishes(
-    tmp_path: Path, snapshot: Snapshot, case: Case
-) -> None:
+def test_a_simulation_has_what_the_agent_publishes(tmp_path: Path, case: Case) -> None:
     kernel = case.build(tmp_path)
     before = simulated(snapshot(kernel), case.text)
     devices = on_a_node(kernel, case.text)
@@ -161,9 +158,7 @@ def test_a_simulation_has_what_the_agent_publishes(
         assert node.resources == allocatable(devices)
 
 
-def test_the_slices_that_are_compared_have_all_kinds_of_things(
-    tmp_path: Path, snapshot: Snapshot
-) -> None:
+def test_the_slices_that_are_compared_have_all_kinds_of_things(tmp_path: Path) -> None:
     board = simulated(snapshot(nodes.hgx(tmp_path / "hgx")), CASES["bundle"].text)
     assert any(slice_.counters for slice_ in board.slices)
     (gpu,) = simulated(snapshot(confidential(tmp_path / "one")), CASES["confidential"].text).slices
@@ -175,7 +170,7 @@ def test_the_slices_that_are_compared_have_all_kinds_of_things(
     assert [taint.key for taint in slice_.devices[0].taints] == [f"{GPU_DRIVER}/refused"]
 
 
-def test_what_no_inventory_has_is_told(tmp_path: Path, snapshot: Snapshot) -> None:
+def test_what_no_inventory_has_is_told(tmp_path: Path) -> None:
     found = simulated(snapshot(confidential(tmp_path)), CASES["confidential"].text)
     assert "ccMode" not in str(found.slices)
     assert found.notes == (
@@ -185,9 +180,7 @@ def test_what_no_inventory_has_is_told(tmp_path: Path, snapshot: Snapshot) -> No
 
 
 @pytest.mark.parametrize("text", [text_of(GPUS + DRA), text_of(ON_CLAIM)], ids=["always", "claim"])
-def test_with_iommufd_it_has_what_the_agent_publishes(
-    tmp_path: Path, snapshot: Snapshot, text: str
-) -> None:
+def test_with_iommufd_it_has_what_the_agent_publishes(tmp_path: Path, text: str) -> None:
     node = Planned(named(nodes.single_gpu(tmp_path, cdevs=True)), iommufd=True)
     before = simulated(with_iommufd(snapshot(node.kernel)), text)
     node.apply(text)
@@ -197,9 +190,7 @@ def test_with_iommufd_it_has_what_the_agent_publishes(
     assert expected.slices[0].devices[0].attributes[f"{GPU_DRIVER}/iommufd"] is True
 
 
-def test_a_kernel_that_gives_no_iommufd_devices_is_known_by_what_is_bound(
-    tmp_path: Path, snapshot: Snapshot
-) -> None:
+def test_a_kernel_that_gives_no_iommufd_devices_is_known_by_what_is_bound(tmp_path: Path) -> None:
     node, text = Planned(nodes.hgx(tmp_path), iommufd=True), text_of(GPUS + DRA)
     node.apply(text_of(GPUS + DRA + "max_units = 1\n"))
     found = simulated(with_iommufd(snapshot(node.kernel)), text)
@@ -223,9 +214,7 @@ def devices_of(node: Planned, text: str) -> tuple[Device, ...]:
 # What is not known before
 
 
-def test_a_variant_whose_name_shows_when_it_is_loaded_is_no_driver_before(
-    tmp_path: Path, snapshot: Snapshot
-) -> None:
+def test_a_variant_whose_name_shows_when_it_is_loaded_is_no_driver_before(tmp_path: Path) -> None:
     kernel, text = nodes.grace(tmp_path, loaded=False), text_of(GPUS + DRA)
     (before,) = simulated(snapshot(kernel), text).slices
     (after,) = published(on_a_node(kernel, text), GPU_DRIVER).slices
@@ -235,9 +224,7 @@ def test_a_variant_whose_name_shows_when_it_is_loaded_is_no_driver_before(
     assert {**found.attributes, driver: "nvgrace-gpu-vfio-pci"} == expected.attributes
 
 
-def test_a_unit_that_a_claim_has_bound_lacks_the_driver_that_nobody_knows(
-    tmp_path: Path, snapshot: Snapshot
-) -> None:
+def test_a_unit_that_a_claim_has_bound_lacks_the_driver_that_nobody_knows(tmp_path: Path) -> None:
     kernel, text = nodes.single_gpu(tmp_path), text_of(ON_CLAIM)
     devices = on_a_node(kernel, text, frozenset({nodes.GPU}))
     (found,) = simulated(snapshot(kernel), text).slices
@@ -246,9 +233,7 @@ def test_a_unit_that_a_claim_has_bound_lacks_the_driver_that_nobody_knows(
     assert {**found.devices[0].attributes, driver: "nvidia"} == expected.devices[0].attributes
 
 
-def test_virtual_functions_that_are_still_to_be_made_are_told_of(
-    tmp_path: Path, snapshot: Snapshot
-) -> None:
+def test_virtual_functions_that_are_still_to_be_made_are_told_of(tmp_path: Path) -> None:
     found = simulated(snapshot(nodes.sriov(tmp_path)), text_of(TWO + DRA))
     assert [slice_.devices for slice_ in found.slices] == [()]
     assert found.notes == (
@@ -266,7 +251,7 @@ def test_virtual_functions_that_are_still_to_be_made_are_told_of(
     ],
 )
 def test_what_is_refused_is_told_with_the_reason(
-    tmp_path: Path, snapshot: Snapshot, build: Callable[[Path], FakeKernel], said: str
+    tmp_path: Path, build: Callable[[Path], FakeKernel], said: str
 ) -> None:
     (note,) = simulated(snapshot(build(tmp_path)), text_of(GPUS + DRA)).notes
     assert note.startswith(f"worker-1: {said}")
@@ -275,15 +260,13 @@ def test_what_is_refused_is_told_with_the_reason(
 # Without a blueprint
 
 
-def test_without_a_blueprint_it_is_every_gpu_and_switch(tmp_path: Path, snapshot: Snapshot) -> None:
+def test_without_a_blueprint_it_is_every_gpu_and_switch(tmp_path: Path) -> None:
     fabric, gpus = simulated(snapshot(nodes.hgx(tmp_path))).slices
     assert (fabric.driver, len(fabric.devices)) == (FABRIC_DRIVER, 1)
     assert (gpus.driver, len(gpus.devices)) == (GPU_DRIVER, 4)
 
 
-def test_without_a_blueprint_a_boot_display_is_in_no_other_gpus_way(
-    tmp_path: Path, snapshot: Snapshot
-) -> None:
+def test_without_a_blueprint_a_boot_display_is_in_no_other_gpus_way(tmp_path: Path) -> None:
     found = snapshot(nodes.eight_gpus(tmp_path))
     found["functions"][-1]["is_boot_display"] = True
     (slice_,) = simulated(found).slices
@@ -306,7 +289,7 @@ def test_without_a_blueprint_a_boot_display_is_in_no_other_gpus_way(
     ],
 )
 def test_a_snapshot_that_is_wrong_is_told_by_its_place(
-    tmp_path: Path, snapshot: Snapshot, change: dict[str, Any], said: str
+    tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     found = {**snapshot(nodes.single_gpu(tmp_path)), **change}
     with pytest.raises(InvalidBlueprint) as caught:
@@ -314,14 +297,14 @@ def test_a_snapshot_that_is_wrong_is_told_by_its_place(
     assert said in str(caught.value)
 
 
-def test_a_function_that_is_there_twice_is_refused(tmp_path: Path, snapshot: Snapshot) -> None:
+def test_a_function_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     found = snapshot(nodes.single_gpu(tmp_path))
     found["functions"] *= 2
     with pytest.raises(InvalidBlueprint, match="is there twice"):
         simulated(found)
 
 
-def test_what_contradicts_itself_is_offered_to_nobody(tmp_path: Path, snapshot: Snapshot) -> None:
+def test_what_contradicts_itself_is_offered_to_nobody(tmp_path: Path) -> None:
     found = snapshot(nodes.eight_gpus(tmp_path))
     found["functions"][-1]["sriov"] = {"parent": found["functions"][-1]["address"]}
     found["functions"][-2]["iommu_group"] = 4096

@@ -128,12 +128,12 @@ async def _turn_until_stopped(
         reasons.wake.clear()
         if reasons.stop.is_set():
             return
+        log.debug("look again")
         if reasons.reload.is_set():
             reasons.reload.clear()
             await daemon.reload()
         opened = set(reasons.opened)
         reasons.opened.clear()
-        log.debug("look again")
         await daemon.turn(opened)
 
 
