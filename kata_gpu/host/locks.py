@@ -76,7 +76,7 @@ def exclusive(path: Path) -> Iterator[None]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError(
-            f"cannot open the lock {path}: {error.strerror}; its folder must be there and writable"
+            f"cannot open the lock {path}: {error.strerror}; it needs a folder that can be written"
         ) from error
     try:
         _take(fd, path)
