@@ -1,5 +1,6 @@
 """An agent that binds and releases for days must not grow; ``scripts/bench soak`` goes on."""
 
+import logging
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,7 +73,10 @@ def test_a_kib_that_each_turn_leaves_in_memory_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.lab("single", timeout_s=600)
 @pytest.mark.usefixtures("_traced")
-def test_thirty_round_trips_leave_nothing_behind(machine: Machine, tmp_path: Path) -> None:
+def test_thirty_round_trips_leave_nothing_behind(
+    machine: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)  # pytest keeps what is logged
     gpu = machine.address("gpu")
     agent = Agent(tmp_path, pool(at(gpu)))
     first, *others = soak.trips(agent, [gpu], _TRIPS, samples=_SAMPLES)
