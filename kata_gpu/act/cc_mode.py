@@ -71,16 +71,16 @@ def remember(sysfs: Sysfs, unit: str, looks: Sequence[ModeLook], journal: Journa
     if not looks:
         return
     words = [_read(sysfs, found) for found in looks]
-    modes, reasons = set(words), [word for word in words if not isinstance(word, CcMode)]
-    match words[0]:
-        case CcMode() as mode if len(modes) == 1:
-            journal.amend(unit, cc_mode=mode, cc_unread=None)
-            log.info("read the confidential mode of %s: %s", unit, mode)
-        case _:
-            each = (f"{f.address} is in {w}" for f, w in zip(looks, words, strict=True))
-            reason = reasons[0] if reasons else f"its GPUs differ: {', '.join(each)}"
-            journal.amend(unit, cc_mode=None, cc_unread=reason)
-            log.warning("cannot tell the confidential mode of %s: %s", unit, reason)
+    mode = words[0]
+    if isinstance(mode, CcMode) and len(set(words)) == 1:
+        journal.amend(unit, cc_mode=mode, cc_unread=None)
+        log.info("read the confidential mode of %s: %s", unit, mode)
+        return
+    each = (f"{f.address} is in {w}" for f, w in zip(looks, words, strict=True))
+    unread = (word for word in words if not isinstance(word, CcMode))
+    reason = next(unread, f"its GPUs differ: {', '.join(each)}")
+    journal.amend(unit, cc_mode=None, cc_unread=reason)
+    log.warning("cannot tell the confidential mode of %s: %s", unit, reason)
 
 
 def _read(sysfs: Sysfs, look: ModeLook) -> Word:

@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from kata_gpu import __version__
 from kata_gpu.agent.chores import Chores
 from kata_gpu.agent.offered import Offered, Turned
 from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import Host, boot
 from kata_gpu.model.blueprint import Blueprint
-from kata_gpu.model.kubernetes import DRIVERS, GPU_DRIVER, Device, Door
+from kata_gpu.model.kubernetes import DRIVERS, Device
 from kata_gpu.model.report import NodeState
+from kata_gpu.plan import kubernetes
 from kata_gpu.plan.kubernetes import slices, taints
 from kata_gpu.publish.kubelet.dra import DraDriver, DriverSettings
 from kata_gpu.publish.kubelet.preparing import Agent
@@ -25,6 +25,7 @@ from kata_gpu.publish.kubernetes import client
 from kata_gpu.publish.kubernetes.client import KubernetesClient
 from kata_gpu.publish.kubernetes.errors import NotFoundError
 from kata_gpu.publish.kubernetes.events import EventPublisher, happenings
+from kata_gpu.publish.kubernetes.library import USER_AGENT
 from kata_gpu.publish.kubernetes.node import LabelPublisher, to_node
 from kata_gpu.publish.kubernetes.pacing import Pacing
 from kata_gpu.publish.kubernetes.resource_slices import SlicePublisher, SliceRules
@@ -42,7 +43,7 @@ class Cluster:
     def __init__(
         self,
         host: Host,
-        kubernetes: Kubernetes,
+        settings: Kubernetes,
         offered: Offered,
         chores: Chores,
         look: Look,
@@ -50,13 +51,13 @@ class Cluster:
         cdi_directory: str,
     ) -> None:
         self._host = host
-        self._kubernetes = kubernetes
+        self._kubernetes = settings
         self._offered = offered
         self._chores = chores
         self._look = look
         self._cdi_directory = cdi_directory
-        self._pacing = Pacing(start_spread_s=kubernetes.start_spread_s)
-        self._node = node_name(kubernetes)
+        self._pacing = Pacing(start_spread_s=settings.start_spread_s)
+        self._node = node_name(settings)
         self._agent = os.environ.get("POD_UID") or secrets.token_hex(8)
         self._drivers = {name: self._driver(name) for name in DRIVERS}
         self._client: KubernetesClient | None = None
@@ -99,8 +100,8 @@ class Cluster:
         Raises:
             HostError: nothing says where the server is, and who we are.
         """
-        agent = f"kata-gpu/{__version__}"
-        async with client.connected(self._kubernetes.kubeconfig, agent=agent) as connected:
+        kubeconfig = self._kubernetes.kubeconfig
+        async with client.connected(kubeconfig, agent=USER_AGENT) as connected:
             self._client = connected
             if self._labels is None and self._kubernetes.features_directory is None:
                 self._labels = LabelPublisher(to_node(connected, self._node), self._pacing)
@@ -140,9 +141,7 @@ class Cluster:
 
     def _wanted(self, blueprint: Blueprint, devices: Iterable[Device]) -> Iterable[str]:
         """Return the drivers that have, or may come to have, something to do."""
-        found = {device.driver for device in devices if device.door is Door.DRA}
-        if any(pool.door is Door.DRA for pool in blueprint.pools):
-            found.add(GPU_DRIVER)
+        found = kubernetes.drivers(blueprint, devices)
         for name, driver in self._drivers.items():
             if name not in found and _has_claims(driver):
                 found.add(name)

@@ -86,8 +86,9 @@ async def run(
                 await daemon.turn()
                 gc.enable()  # the command line does without, and what was made so far stays
                 async with daemon.publishing():
-                    log.info("ready: %s", daemon.summary())
-                    _notify(f"READY=1\nSTATUS={daemon.summary()}")
+                    summary = daemon.summary()
+                    log.info("ready: %s", summary)
+                    _notify(f"READY=1\nSTATUS={summary}")
                     await _turn_until_stopped(daemon, reasons, settings, watching)
             _notify("STOPPING=1")
     log.info("stopped; every device stays bound as it is")

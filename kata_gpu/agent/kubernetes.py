@@ -6,7 +6,7 @@ claims, which are read there; what fails is said in status and tried again.
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +15,7 @@ from kata_gpu.agent import asking
 from kata_gpu.agent.chores import Chores
 from kata_gpu.agent.offered import Offered, Turned
 from kata_gpu.errors import HostError, KataGpuError
-from kata_gpu.host import Host
+from kata_gpu.host import Host, paths
 from kata_gpu.host.detour import Guardian
 from kata_gpu.model.kubernetes import DRIVERS, Device
 from kata_gpu.plan.kubernetes import preference
@@ -27,15 +27,12 @@ from kata_gpu.publish.kubelet.registration import Pace, new_suffix
 from kata_gpu.settings.agent import Kubernetes, Settings, node_name
 
 if TYPE_CHECKING:  # claims and the API server are for who has them, and after kubelet's plugins
-    from kata_gpu.agent.cluster import Cluster
+    from kata_gpu.agent.cluster import Cluster, Look
     from kata_gpu.publish.kubelet.pod_resources import Proxy
     from kata_gpu.publish.kubernetes.node import LabelPublisher
 
 _POLL_S: Final = 10.0
 """How often kubelet's sockets are looked at where nothing tells of them."""
-
-Look = Callable[[], Awaitable[object]]
-"""Takes a turn that begins after the call, and tells of it by `Publishing.update`."""
 
 
 class Publishing:
@@ -46,7 +43,7 @@ class Publishing:
         host: Host,
         settings: Settings,
         kubernetes: Kubernetes,
-        look: Look,
+        look: "Look",
         wake: Callable[[], None],
         *,
         guardian: Guardian | None = None,
@@ -159,9 +156,10 @@ class Publishing:
 
     def _may_have_claims(self) -> bool:
         """Tell whether a driver of ours was ever served here: claims may have units then."""
+        own = map(self._kubernetes.plugin_directory, DRIVERS)
         try:
-            return any((self._kubelet / "plugins" / driver).exists() for driver in DRIVERS)
-        except OSError:  # who reads the claims says so
+            return any(paths.is_there(self._host.path(directory)) for directory in own)
+        except HostError:  # who reads the claims says so
             return True
 
     def _new_cluster(self) -> "Cluster":

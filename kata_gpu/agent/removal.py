@@ -70,8 +70,7 @@ def finish(host: Host, settings: Settings, journal: Journal, known: Ledger) -> N
 
 def _plugins(settings: Settings) -> tuple[str, ...]:
     """Return the folders of the DRA drivers, each named after its own."""
-    kubelet = (settings.kubernetes or Kubernetes()).kubelet_directory
-    return tuple(f"{kubelet}/plugins/{driver}" for driver in DRIVERS)
+    return tuple(map((settings.kubernetes or Kubernetes()).plugin_directory, DRIVERS))
 
 
 def _near_kubelet(host: Host, settings: Settings) -> Iterator[str]:

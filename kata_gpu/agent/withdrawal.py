@@ -9,7 +9,6 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Final
 
-from kata_gpu import __version__
 from kata_gpu.errors import KataGpuError
 from kata_gpu.host import Host, files, paths
 from kata_gpu.model.kubernetes import DRIVERS
@@ -99,7 +98,7 @@ def _unknown(host: Host, settings: Settings) -> Withdrawal:
 def _of_file(host: Host, kubernetes: Kubernetes, *, takes: bool) -> Withdrawal:
     if kubernetes.features_directory is None:
         return NOTHING
-    from kata_gpu.publish.kubernetes.node import FEATURE_FILE  # noqa: PLC0415 - yaml, for who asks
+    from kata_gpu.publish.kubernetes.node import FEATURE_FILE  # noqa: PLC0415 - for who asks
 
     path = f"{kubernetes.features_directory}/{FEATURE_FILE}"
     try:
@@ -113,11 +112,12 @@ def _of_file(host: Host, kubernetes: Kubernetes, *, takes: bool) -> Withdrawal:
 
 
 async def _of_server(host: Host, kubernetes: Kubernetes, node: str, *, takes: bool) -> Withdrawal:
-    from kata_gpu.publish.kubernetes import client, withdrawal  # noqa: PLC0415 - for who asks
+    from kata_gpu.publish.kubernetes import client, library, withdrawal  # noqa: PLC0415 - for who asks
 
-    plugins = f"{kubernetes.kubelet_directory}/plugins"
-    drivers = {name: paths.is_there(host.path(f"{plugins}/{name}")) for name in DRIVERS}
-    async with client.connected(kubernetes.kubeconfig, agent=f"kata-gpu/{__version__}") as api:
+    drivers = {
+        name: paths.is_there(host.path(kubernetes.plugin_directory(name))) for name in DRIVERS
+    }
+    async with client.connected(kubernetes.kubeconfig, agent=library.USER_AGENT) as api:
         found = await withdrawal.find(api, node, drivers)
         if takes:
             await withdrawal.withdraw(api, node, found)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final, Self
 
 from kata_gpu.model.confidential import CcMode
-from kata_gpu.model.pci import Binding, PciAddress
+from kata_gpu.model.pci import Binding, PciAddress, PciFunction
 
 SCHEMA: Final = 2
 
@@ -44,6 +44,20 @@ class OriginalFunction:
 
     memory_bytes: int | None = None
     """A GPU's memory as its host driver said before it left; None where it said nothing."""
+
+    @classmethod
+    def of(cls, function: PciFunction, *, original: Binding, target: str | None) -> Self:
+        """Return a function that was *original* and is moved to *target*, by what tells it."""
+        return cls(
+            address=function.address,
+            vendor=function.vendor,
+            device=function.identity.device,
+            original=original,
+            slot=function.slot,
+            serial=function.serial,
+            target=target,
+            memory_bytes=function.memory_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,12 +19,11 @@ def plan(blueprint: str, inventory: Inventory, ledger: Ledger, units: Iterable[U
 
     *blueprint* is its version; *units* are as `plan.state` has them of the same inventory.
     """
-    steps = []
+    steps, known = [], inventory.by_address()
     for unit in units:
         entry = ledger.entry(unit.id)
         if entry is None or not _is_idle(unit, entry):
             continue
-        known = inventory.by_address()
         functions = [known[f.address] for f in unit.functions if f.address in known]
         looks = confidential.looks(functions)
         if looks and (entry.cc_mode is None or entry.woken):

@@ -60,15 +60,10 @@ def begun(
         unit=unit.id,
         stage=Stage.BINDING,
         functions=tuple(
-            OriginalFunction(
-                address=function.address,
-                vendor=function.vendor,
-                device=function.identity.device,
+            OriginalFunction.of(
+                function,
                 original=function.binding,
-                slot=function.slot,
-                serial=function.serial,
                 target=names.get(function.address, function.binding.driver),
-                memory_bytes=function.memory_bytes,
             )
             for function in functions
         ),

@@ -36,6 +36,10 @@ class Kubernetes:
     features_directory: str | None = None
     """Where node-feature-discovery reads labels from files; None to set labels on the node."""
 
+    def plugin_directory(self, driver: str) -> str:
+        """Return where kubelet keeps what is a DRA driver's own."""
+        return f"{self.kubelet_directory}/plugins/{driver}"
+
 
 def node_name(kubernetes: Kubernetes) -> str:
     """Return this node's name in the cluster."""

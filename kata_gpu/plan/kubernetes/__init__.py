@@ -1,5 +1,5 @@
 """What Kubernetes is told of this node's units, and what is advised to it. Pure."""
 
-from kata_gpu.plan.kubernetes.devices import devices
+from kata_gpu.plan.kubernetes.devices import devices, drivers
 
-__all__ = ["devices"]
+__all__ = ["devices", "drivers"]

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
-from kata_gpu.model.kubernetes import BindWhen, Device, Door, Effect, Taint, driver_of
+from kata_gpu.model.kubernetes import GPU_DRIVER, BindWhen, Device, Door, Effect, Taint, driver_of
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.report import UnitStatus
@@ -73,6 +73,14 @@ def devices(
         by_pool.setdefault(member.pool.name, []).append(member)
     found = [d for mates in by_pool.values() for d in _of_pool(mates, inventory, cdi_directory)]
     return tuple(sorted(found, key=lambda device: device.id))
+
+
+def drivers(blueprint: Blueprint, found: Iterable[Device]) -> set[str]:
+    """Return the DRA drivers that offer one of the devices that were *found*, or may come to."""
+    names = {device.driver for device in found if device.door is Door.DRA}
+    if any(pool.door is Door.DRA for pool in blueprint.pools):
+        names.add(GPU_DRIVER)
+    return names
 
 
 def _functions(

@@ -69,16 +69,7 @@ def _entry(unit: Unit, functions: Mapping[PciAddress, PciFunction]) -> LedgerEnt
         unit=unit.id,
         stage=Stage.BOUND,
         functions=tuple(
-            OriginalFunction(
-                address=f.address,
-                vendor=f.vendor,
-                device=f.identity.device,
-                original=_UNKNOWN,
-                slot=f.slot,
-                serial=f.serial,
-                target=f.binding.driver,
-            )
-            for f in members
+            OriginalFunction.of(f, original=_UNKNOWN, target=f.binding.driver) for f in members
         ),
     )
 

@@ -13,7 +13,7 @@ from kata_gpu.model import confidential
 from kata_gpu.model.blueprint import Blueprint, Mode, Pool, Selector
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.iommu import forbidden_reason
-from kata_gpu.model.kubernetes import GPU_DRIVER, Device, Door
+from kata_gpu.model.kubernetes import Device, Door
 from kata_gpu.model.pci import NVIDIA
 from kata_gpu.model.plan import MakeVirtuals, Plan, Severity
 from kata_gpu.model.report import UnitStatus
@@ -128,10 +128,7 @@ def _resources(devices: Iterable[Device]) -> dict[str, Fraction]:
 
 def _slices(node: str, blueprint: Blueprint, devices: list[Device]) -> Iterator[Object]:
     """Yield the slices of each driver that the agent would run here."""
-    drivers = {device.driver for device in devices if device.door is Door.DRA}
-    if any(pool.door is Door.DRA for pool in blueprint.pools):
-        drivers.add(GPU_DRIVER)
-    for driver in sorted(drivers):
+    for driver in sorted(kubernetes.drivers(blueprint, devices)):
         yield from slices.slices(driver, NodeIdentity(name=node, uid=""), devices, 1)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from kata_gpu import __version__
 from kata_gpu.errors import HostError
 from kata_gpu.publish.kubernetes import library
 
@@ -17,7 +16,6 @@ PAGE: Final = 500
 
 OBJECTS_MAX: Final = 200_000
 ANSWER_MAX_BYTES: Final = 64 << 20
-_AGENT: Final = f"kata-gpu/{__version__}"
 _TIMEOUTS_S: Final = (5.0, 30.0)
 _TEXT_MAX: Final = 300
 _ABSENT: Final = 404
@@ -77,7 +75,7 @@ class Cluster:
         query = {"limit": str(PAGE), **({"continue": token} if token else {})}
         try:
             response = self._server.request(
-                "GET", path, query, agent=_AGENT, timeouts_s=_TIMEOUTS_S
+                "GET", path, query, agent=library.USER_AGENT, timeouts_s=_TIMEOUTS_S
             )
             raw = response.read(ANSWER_MAX_BYTES + 1)
             response.release_conn()

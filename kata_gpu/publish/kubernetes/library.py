@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlencode
 
+from kata_gpu import __version__
 from kata_gpu.errors import HostError
 
 JSON: Final = "application/json"
+USER_AGENT: Final = f"kata-gpu/{__version__}"
 SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 _PACKAGES: Final = ("kubernetes", "kubernetes.client", "kubernetes.config", "kubernetes.utils")
 """Those that import, by their ``__init__``, all that is below and beside them."""
