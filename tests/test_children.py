@@ -278,6 +278,22 @@ def test_an_agent_that_ends_waits_for_nothing_and_begins_nothing(tmp_path: Path)
             agent.read(["vendor"])
 
 
+def test_an_agent_may_end_at_any_moment_of_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "vendor").write_text("0x10de\n")
+    seen = set()
+    for delay_us in (*range(0, 4000, 20), 30_000_000):
+        with running(tmp_path, 30, has_forker=True) as agent:
+            ending = threading.Timer(delay_us / 1e6, agent.give_up)
+            ending.start()
+            try:
+                seen.add(agent.read(["vendor"])["vendor"])
+            except EndingError:
+                seen.add("the agent ends")
+            ending.cancel()
+            ending.join()
+    assert seen == {"0x10de", "the agent ends"}
+
+
 def test_without_its_forker_nothing_is_done_and_the_reason_is_said(tmp_path: Path) -> None:
     agent = Children(root=tmp_path, timeout_s=1)
     forker = agent.start()

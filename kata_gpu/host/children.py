@@ -155,6 +155,7 @@ class Children:
     ) -> Iterator[tuple[str, Answer]]:
         pid = 0
         done = 0
+        is_late = False
         try:
             for number, code, text in _frames(reading, self._ending(), self._timeout_s):
                 if number == child.PID:
@@ -163,15 +164,14 @@ class Children:
                 done = number + 1
                 yield attributes[number], self._answer(attributes[number], value, code, text)
         except TimeoutError:
+            is_late = True
+        if done == len(attributes):
+            return  # one that has answered all may take its time to end
+        if is_late:
             yield attributes[done], self._left(attributes[done], pid)
             return
-        if done < len(attributes):
-            yield (
-                attributes[done],
-                HostError(
-                    f"process {pid} was killed while it did this; see the kernel's log (dmesg)"
-                ),
-            )
+        killed = f"process {pid} was killed while it did this; see the kernel's log (dmesg)"
+        yield attributes[done], HostError(killed)
 
     def _ending(self) -> int | None:
         """Return the descriptor that is readable when nobody waits any more."""
