@@ -265,7 +265,11 @@ def test_a_hangup_in_the_middle_of_a_turn_waits_for_its_end(tmp_path: Path, even
     run(kernel, events, script)
 
 
-def test_a_stop_during_the_first_turn_lets_it_end(kernel: FakeKernel, events: Events) -> None:
+def test_a_stop_during_the_first_turn_lets_it_end_and_offers_nothing(
+    kernel: FakeKernel, events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
     def stop(_path: str, _value: str) -> None:
         kernel.on_write = None
         os.kill(os.getpid(), signal.SIGTERM)
@@ -274,6 +278,8 @@ def test_a_stop_during_the_first_turn_lets_it_end(kernel: FakeKernel, events: Ev
     run(kernel, events, None)
     assert binding.read(kernel, GPU) == VFIO
     assert nodes.GPU in kernel.host.path(CDI).read_text()
+    assert "ready: " not in caplog.text
+    assert caplog.messages[-1] == "stopped; every device stays bound as it is"
 
 
 def test_what_a_killed_agent_left_half_written_is_swept(kernel: FakeKernel, events: Events) -> None:

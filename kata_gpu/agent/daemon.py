@@ -85,11 +85,12 @@ async def run(
                 daemon.wake = reasons.wake.set
                 await daemon.turn()
                 gc.enable()  # the command line does without, and what was made so far stays
-                async with daemon.publishing():
-                    summary = daemon.summary()
-                    log.info("ready: %s", summary)
-                    _notify(f"READY=1\nSTATUS={summary}")
-                    await _turn_until_stopped(daemon, reasons, settings, watching)
+                if not reasons.stop.is_set():  # or there may be nothing to show
+                    async with daemon.publishing():
+                        summary = daemon.summary()
+                        log.info("ready: %s", summary)
+                        _notify(f"READY=1\nSTATUS={summary}")
+                        await _turn_until_stopped(daemon, reasons, settings, watching)
             _notify("STOPPING=1")
     log.info("stopped; every device stays bound as it is")
 

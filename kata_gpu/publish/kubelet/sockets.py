@@ -6,6 +6,7 @@ of its socket, even if a newer agent serves there by now.
 Source: kubelet's plugin watcher and device manager; the length is that of sun_path, unix(7).
 """
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -89,10 +90,12 @@ async def serve(
         path.chmod(mode)
     except (RuntimeError, OSError) as error:
         raise HostError(f"cannot serve on {path}: {error}") from error
-    await server.start()
+    starting = asyncio.ensure_future(server.start())
     try:
+        await asyncio.shield(starting)  # grpc takes a start that is cancelled for none, and goes on
         yield
     finally:
+        await starting
         await server.stop(grace=grace_s)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
