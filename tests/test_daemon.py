@@ -273,6 +273,7 @@ def test_a_stop_during_the_first_turn_lets_it_end_and_offers_nothing(
     def stop(_path: str, _value: str) -> None:
         kernel.on_write = None
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)  # until the loop has heard of it: a turn may be quicker than a signal
 
     kernel.on_write = stop
     run(kernel, events, None)
