@@ -15,7 +15,10 @@ from kata_gpu.publish.kubernetes import library
 from tests.api_server import TOKEN, ApiServer, api_server
 
 _TLS: Final = Path(__file__).parent / "tls"
-"""A certificate for 127.0.0.1 and who signed it, whose key is nowhere."""
+"""A certificate for 127.0.0.1, who signed it, and who did not; their keys are nowhere.
+
+Who signed it says no key usage, as the CAs of some clusters do not.
+"""
 
 _NODE: Final = "/api/v1/nodes/node-1"
 _TIMEOUTS_S: Final = (5.0, 5.0)
@@ -62,11 +65,54 @@ def test_the_server_is_asked_with_the_accounts_token(account: Path, api: ApiServ
 def test_a_server_that_somebody_else_signed_for_is_told_nothing(
     account: Path, api: ApiServer
 ) -> None:
-    (account / "ca.crt").write_text((_TLS / "server.crt").read_text())
+    (account / "ca.crt").write_text((_TLS / "other.crt").read_text())
     server = library.service_account(connections=1, folder=str(account))
     with pytest.raises(server.failures, match="certificate verify failed"):
         server.request("GET", _NODE, agent="tests", timeouts_s=_TIMEOUTS_S)
     assert not api.requests
+
+
+def test_a_server_may_be_trusted_without_who_signed_for_it(account: Path) -> None:
+    (account / "ca.crt").write_text((_TLS / "server.crt").read_text())
+    assert _status(account) == 200
+
+
+_KUBECONFIG: Final = """
+apiVersion: v1
+kind: Config
+current-context: c
+contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
+users: [{{name: u, user: {{token: {token}}}}}]
+clusters: [{{name: c, cluster: {{server: "{url}", {trust}}}}}]
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS")  # which is what it asks for
+@pytest.mark.parametrize(
+    ("trust", "said"),
+    [
+        (f"certificate-authority: {_TLS / 'ca.crt'}", "200"),
+        (f"certificate-authority: {_TLS / 'other.crt'}", "certificate verify failed"),
+        (f"certificate-authority: {_TLS / 'ca.crt'}, tls-server-name: localhost", "200"),
+        (f"certificate-authority: {_TLS / 'ca.crt'}, tls-server-name: elsewhere", "mismatch"),
+        ("insecure-skip-tls-verify: true", "200"),
+        ("tls-server-name: localhost", "certificate verify failed"),
+    ],
+)
+def test_a_kubeconfig_says_whom_to_trust(
+    tmp_path: Path, api: ApiServer, trust: str, said: str
+) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(_KUBECONFIG.format(token=TOKEN, url=api.url, trust=trust))
+    server = library.kubeconfig(str(path), connections=1)
+    try:
+        request = server.request("GET", _NODE, agent="tests", timeouts_s=_TIMEOUTS_S)
+        answer = str(request.status)
+    except server.failures as error:
+        answer = str(error)
+    finally:
+        server.close()
+    assert said in answer
 
 
 @pytest.mark.parametrize("name", ["token", "ca.crt"])

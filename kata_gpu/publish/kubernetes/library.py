@@ -10,6 +10,7 @@ Source: kubernetes-client 37; urllib3 2.
 import importlib
 import importlib.util
 import json
+import ssl
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -124,7 +125,24 @@ def _connected(
     configuration.retries = False  # who asks decides
     configuration.keep_alive = True
     configuration.connection_pool_maxsize = connections
-    return Server(configuration, rest.RESTClientObject(configuration), refusals)
+    client = rest.RESTClientObject(configuration)
+    client.pool_manager.connection_pool_kw["ssl_context"] = _verifying(configuration)
+    return Server(configuration, client, refusals)
+
+
+def _verifying(configuration: Any) -> ssl.SSLContext:
+    """Return what checks a server as kubectl does: who signed for it, its name, its dates.
+
+    By itself Python, from 3.13 on, checks the form of the CA's certificate too (RFC 5280), and
+    refuses those of clusters whose CA lacks an extension: EKS, MicroK8s.
+    """
+    context: ssl.SSLContext = importlib.import_module("urllib3.util.ssl_").create_urllib3_context(
+        cert_reqs=ssl.CERT_REQUIRED if configuration.verify_ssl else ssl.CERT_NONE,
+        verify_flags=ssl.VERIFY_X509_PARTIAL_CHAIN,
+    )
+    if not (configuration.ssl_ca_cert or configuration.ca_cert_data):
+        context.load_default_certs()
+    return context
 
 
 @contextmanager
