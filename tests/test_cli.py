@@ -88,7 +88,7 @@ def test_help_of_a_verb_is_no_failure(verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["bind"], ["plan", "--no-such"], ["plan", "-o", "xml"], ["completion", "fish"]]
+    "argv", [[], ["bind"], ["plan", "--no-such"], ["plan", "-o", "xml"], ["completion", "ksh"]]
 )
 def test_wrong_usage_has_a_status_of_its_own(argv: list[str]) -> None:
     done = run(*argv)
@@ -109,8 +109,41 @@ def test_bash_accepts_the_completion_script() -> None:
     assert checked.returncode == 0
 
 
-def test_zsh_gets_a_completion_script() -> None:
-    assert run("completion", "zsh").stdout.startswith("#compdef kata-gpu\n")
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [
+        ("zsh", "#compdef kata-gpu\n"),
+        ("fish", "complete -c kata-gpu -f\n"),
+        ("tcsh", "complete kata-gpu "),
+    ],
+)
+def test_other_shells_get_a_completion_script(shell: str, line: str) -> None:
+    assert line in run("completion", shell).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (("cdi", "validate", ""), {"a.json", "folder"}),
+        (("simulate", "a.json", "--inventory", "a"), {"a.json"}),
+        (("plan", "--blueprint", ""), {"a.json", "folder"}),
+        (("runtime", "render", "--directory", ""), {"folder"}),
+        (("plan", "-o", "w"), {"wide"}),
+    ],
+)
+def test_bash_completes_files_and_folders(
+    words: tuple[str, ...], completed: set[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").touch()
+    (tmp_path / "folder").mkdir()
+    script = (
+        f"{run('completion', 'bash').stdout}\nCOMP_WORDS=(kata-gpu \"$@\"); COMP_CWORD=$#\n"
+        '_shtab_kata_gpu; printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert set(done.stdout.split()) == completed
 
 
 # Looking

@@ -18,6 +18,14 @@ for example:
   kata-gpu simulate gang.yaml --cluster
 """
 
+_COMPLETION_EPILOG: Final = """\
+for example:
+  source <(kata-gpu completion bash)         in ~/.bashrc
+  eval "$(kata-gpu completion zsh)"          in ~/.zshrc, after compinit
+  kata-gpu completion fish | source          in ~/.config/fish/config.fish
+  kata-gpu completion tcsh > ~/.kata-gpu     and in ~/.tcshrc: source ~/.kata-gpu
+"""
+
 
 def _add_inventory(verbs: Verbs, name: str) -> None:
     parser = arguments.verb(
@@ -269,9 +277,10 @@ def _add_completion(verbs: Verbs, name: str) -> None:
         name,
         "completion",
         "print a completion script for your shell",
-        "For bash: source <(kata-gpu completion bash)",
+        "Print a script that has the shell complete verbs, options and files.",
+        epilog=_COMPLETION_EPILOG,
     )
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh", "fish"))
 
 
 VERBS: Final = {
