@@ -137,11 +137,15 @@ def test_bash_completes_files_and_folders(
     (tmp_path / "a.json").touch()
     (tmp_path / "folder").mkdir()
     script = (
-        f"{run('completion', 'bash').stdout}\nCOMP_WORDS=(kata-gpu \"$@\"); COMP_CWORD=$#\n"
+        f'{run("completion", "bash").stdout}\nCOMP_WORDS=(kata-gpu "$@"); COMP_CWORD=$#\n'
         '_shtab_kata_gpu; printf "%s\\n" "${COMPREPLY[@]}"\n'
     )
     done = subprocess.run(
-        ["bash", "-c", script, "bash", *words], cwd=tmp_path, capture_output=True, text=True
+        ["bash", "-c", script, "bash", *words],
+        check=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert set(done.stdout.split()) == completed
 

@@ -274,19 +274,22 @@ def test_a_physical_function_takes_the_counters_of_its_virtual_ones() -> None:
 H100: Final = "GH100 [H100 SXM5 80GB]"
 
 
+KNOWN: Final = replace(
+    function("01:00.0", product_name=H100, vfio_cdev="vfio0"),
+    bridges=(address("00:01.0"),),
+    bars=(
+        Bar(index=0, size_bytes=16 << 20, is_prefetchable=False, is_64_bit=True),
+        Bar(index=1, size_bytes=128 << 30, is_prefetchable=True, is_64_bit=True),
+    ),
+    link=Link(speed_gt_s=2.5, width=8, max_speed_gt_s=32.0, max_width=16),
+    binding=replace(function("01:00.0").binding, driver="vfio-pci"),
+    is_on_vfio=True,
+)
+"""A GPU of which everything is known."""
+
+
 def test_a_gpu_says_what_it_is() -> None:
-    gpu = replace(
-        function("01:00.0", product_name=H100, vfio_cdev="vfio0"),
-        bridges=(address("00:01.0"),),
-        bars=(
-            Bar(index=0, size_bytes=16 << 20, is_prefetchable=False, is_64_bit=True),
-            Bar(index=1, size_bytes=128 << 30, is_prefetchable=True, is_64_bit=True),
-        ),
-        link=Link(speed_gt_s=2.5, width=8, max_speed_gt_s=32.0, max_width=16),
-        binding=replace(function("01:00.0").binding, driver="vfio-pci"),
-        is_on_vfio=True,
-    )
-    device = one(gpu, iommufd=True, tees=(Tee.SEV_SNP,))
+    device = one(KNOWN, iommufd=True, tees=(Tee.SEV_SNP,))
     assert device.attributes == {
         "resource.kubernetes.io/pcieRoot": "pci0000:00",
         "resource.kubernetes.io/pciBusID": "0000:01:00.0",

@@ -27,8 +27,8 @@ def completion(options: argparse.Namespace) -> int:
 
 def _actions(found: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """Yield the arguments of a parser and of all verbs below it."""
-    for action in found._actions:  # noqa: SLF001 - argparse has no other way to list them
+    for action in found._actions:
         yield action
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - the same
+        if isinstance(action, argparse._SubParsersAction):
             for below in action.choices.values():
                 yield from _actions(below)
