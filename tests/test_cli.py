@@ -343,6 +343,18 @@ def test_a_malformed_blueprint_is_one_line_and_no_traceback(tmp_path: Path) -> N
         assert "not TOML" in complaint(run(*verb, "--root", root))
 
 
+def test_who_has_no_blueprint_is_told_what_to_do(tmp_path: Path) -> None:
+    for verb in (["plan"], ["apply", "--yes"], ["explain", nodes.GPU]):
+        said = complaint(run(*verb, "--root", tmp_path))
+        assert "blueprint.toml: it does not exist; write it (configs/blueprint.toml is" in said
+
+
+@pytest.mark.parametrize("verb", [["inventory"], ["doctor"], ["cdi", "list"], ["release", "--all"]])
+def test_a_root_that_is_not_there_is_no_node_with_nothing(verb: list[str], tmp_path: Path) -> None:
+    said = complaint(run(*verb, "--root", tmp_path / "none"))
+    assert "there is no such folder; --root is where the host's file system is mounted" in said
+
+
 def test_settings_that_were_named_must_be_there(tmp_path: Path) -> None:
     done = run("status", "--settings", tmp_path / "none.toml", "--root", tmp_path)
     assert "none.toml: it does not exist" in complaint(done)

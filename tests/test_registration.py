@@ -94,7 +94,8 @@ def test_a_plugin_waits_for_kubelets_directory(root: Path) -> None:
     async def main() -> None:
         async with agent(root, *gpus(2)) as ours:
             manager = DeviceManager(root)
-            await manager.until(lambda: "cannot serve on" in ours.problem)
+            await manager.until(lambda: "there is no such folder" in ours.problem)
+            assert "kubernetes.kubelet_directory" in ours.problem
             assert not (root / "device-plugins").exists()
             async with kubelet(root) as manager:
                 await offered(manager)
@@ -217,7 +218,7 @@ def test_a_name_that_kubelet_refuses_is_told_and_tried_on(root: Path, resource: 
 
 def test_a_path_that_is_too_long_is_told(root: Path) -> None:
     long = root / ("x" * 100)
-    long.mkdir()
+    (long / "device-plugins").mkdir(parents=True)
 
     async def main() -> None:
         async with agent(long, *gpus(1)) as ours:

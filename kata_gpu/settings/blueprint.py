@@ -29,6 +29,7 @@ _WILDCARDS: Final = frozenset("*?[")
 _TIMEOUT_MAX_S: Final = 24 * 3600
 _MEMORY_MIN_MIB: Final = 256  # Kata's go runtime goes by 2048 below it
 _U32_MAX: Final = (1 << 32) - 1
+_ADVICE: Final = "write it (configs/blueprint.toml is an example), or name another by --blueprint"
 _HYPERVISORS: Final = {Runtime.GO: ("qemu", "clh"), Runtime.RUST: ("qemu",)}
 
 
@@ -374,7 +375,7 @@ class BlueprintFile(Table):
 
 def load(path: Path) -> Blueprint:
     """Return the blueprint at *path*; InvalidBlueprint says what is wrong with it."""
-    return toml_file.load(path, BlueprintFile).value()
+    return toml_file.load(path, BlueprintFile, advice=_ADVICE).value()
 
 
 def parse(text: str, *, origin: str = "blueprint.toml") -> Blueprint:

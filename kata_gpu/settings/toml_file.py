@@ -43,15 +43,15 @@ class Table(BaseModel):
 TableT = TypeVar("TableT", bound=Table)
 
 
-def load(path: Path, model: type[TableT]) -> TableT:
-    """Return the content of *path* as *model*.
+def load(path: Path, model: type[TableT], *, advice: str = "") -> TableT:
+    """Return the content of *path* as *model*; *advice* is for who has no such file.
 
     Raises:
         InvalidBlueprint: it is missing, unreadable, not TOML, or not what it must be.
     """
     text = toml_text.read(path)
     if text is None:
-        raise InvalidBlueprint(f"cannot read {path}: it does not exist")
+        raise InvalidBlueprint(f"cannot read {path}: it does not exist{advice and f'; {advice}'}")
     return parse(text, model, origin=str(path))
 
 

@@ -122,6 +122,7 @@ class Registration:
         """Serve the plugin and have it registered until cancelled; the socket is gone then."""
         while True:
             try:
+                self._require_directory()
                 self._sweep()
                 async with sockets.serve(self._plugin.socket, self._plugin.service):
                     await self._while_served()
@@ -235,6 +236,15 @@ class Registration:
             async with asyncio.timeout(max(0.01, due_s - now_s)):
                 await self._woken.wait()
         self._woken.clear()
+
+    def _require_directory(self) -> None:
+        """Raise HostError without kubelet's folder: what gRPC says of that helps nobody."""
+        if not self._plugin.directory.is_dir():
+            raise HostError(
+                f"cannot serve in {self._plugin.directory}: there is no such folder, which kubelet "
+                f"makes when it starts; it is waited for (if kubelet's root is another one, set "
+                f"kubernetes.kubelet_directory in agent.toml)"
+            )
 
     def _sweep(self) -> None:
         """Remove what killed agents left; nobody listens there any more."""
