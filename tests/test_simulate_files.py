@@ -24,6 +24,8 @@ from tests.simulations.objects import (
     exactly,
     first_of,
     gang,
+    job,
+    kai,
     pod,
     slice_,
     spec,
@@ -258,6 +260,23 @@ def test_an_object_that_is_wrong_is_told_by_its_place(found: Tree, said: str) ->
     text = complaint(found)
     assert text.startswith("cannot use document 1: ")
     assert said in text
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", "2.0", "٣", "1" * 40])
+def test_a_gang_of_a_job_has_a_number_of_members(count: str) -> None:
+    found = job("train", 2, spec(schedulerName="kai-scheduler"), minimum=1)
+    found["metadata"]["annotations"]["kai.scheduler/batch-min-member"] = count
+    with pytest.raises(InvalidBlueprint, match=r"batch-min-member: expected a number of at least"):
+        scenario(found)
+
+
+def test_a_job_is_no_gang_of_its_own_elsewhere_or_in_another() -> None:
+    elsewhere = job("train", 2, spec(), minimum=2)
+    grouped = job("tune", 2, spec(schedulerName="kai-scheduler"), minimum=2)
+    grouped["spec"]["template"]["metadata"] = kai("team-a", "together")
+    made = scenario(elsewhere, grouped)
+    assert made.groups == ()
+    assert {pod.group for pod in made.pods} == {None, "default/together"}
 
 
 def test_a_container_that_uses_a_claim_the_pod_has_not_is_told() -> None:

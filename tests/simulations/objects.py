@@ -113,6 +113,18 @@ def deployment(name: str, replicas: int, body: Tree, **metadata: Any) -> Tree:
     return tree("apps/v1", "Deployment", name, spec={"replicas": replicas, "template": made})
 
 
+def job(name: str, count: int, body: Tree, *, minimum: int | None = None, queue: str = "") -> Tree:
+    """Return a Job for KAI, of whose pods *minimum* start together."""
+    metadata: Tree = {"labels": {"kai.scheduler/queue": queue}}
+    if minimum is not None:
+        metadata["annotations"] = {
+            "kai.scheduler/batch-min-member": str(minimum),
+            "kai.scheduler/topology": "racks",
+        }
+    spec_ = {"completions": count, "parallelism": count, "template": {"spec": body}}
+    return tree("batch/v1", "Job", name, metadata=metadata, spec=spec_)
+
+
 def node(name: str, resources: Tree | None = None, **more: Any) -> Tree:
     labels = more.pop("labels", {})
     status = {} if resources is None else {"allocatable": resources}

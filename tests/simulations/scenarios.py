@@ -17,6 +17,7 @@ from tests.simulations.objects import (
     first_of,
     gang,
     gpus,
+    job,
     kai,
     node,
     pod,
@@ -326,6 +327,19 @@ def gang_that_does_not_fit() -> list[Tree]:
         gang("train", 2),
         deployment("train", 2, spec("two", **KAI), **kai("team-a", "train")),
         pod("later", "two"),
+    ]
+
+
+@scenario
+def gangs_of_jobs() -> list[Tree]:
+    """A Job is a gang by its annotation: of the first all start or none, of the second two do."""
+    return [
+        slice_("n1", gpus(3)),
+        class_(),
+        template("one", exactly()),
+        queue("team-a", gpu={"quota": 3, "limit": -1}),
+        job("whole", 4, spec("one", **KAI), minimum=4, queue="team-a"),
+        job("part", 4, spec("one", **KAI), minimum=2, queue="team-a"),
     ]
 
 

@@ -137,6 +137,12 @@ def _take_pods(parse: Callable[[Document], tuple[list[Pod], list[str]]]) -> Any:
     return take
 
 
+def _take_workload(found: _Found, document: Document) -> None:
+    _take_pods(pods.pods_of)(found, document)
+    gang = pods.gang_of(document)
+    found.groups += [] if gang is None else [gang]
+
+
 def _take_slice(found: _Found, document: Document) -> None:
     made, notes = slices.slice_of(document)
     found.slices.append(made)
@@ -161,7 +167,7 @@ def _take_rule(found: _Found, document: Document) -> None:
 
 _PARSERS: Final[dict[str, Callable[[_Found, Document], None]]] = {
     "Pod": _take_pods(pods.pod_of),
-    **dict.fromkeys(("Deployment", "StatefulSet", "ReplicaSet", "Job"), _take_pods(pods.pods_of)),
+    **dict.fromkeys(("Deployment", "StatefulSet", "ReplicaSet", "Job"), _take_workload),
     "DeviceTaintRule": _take_rule,
     "Node": lambda found, document: found.nodes.append(cluster.node_of(document)),
     "ResourceSlice": _take_slice,

@@ -1,10 +1,12 @@
 """Pods, and what makes them: Deployments, StatefulSets, ReplicaSets and Jobs.
 
 Source: k8s.io/api core/v1, apps/v1 and batch/v1; k8s.io/component-helpers/resource for what a
-pod's containers come to together.
+pod's containers come to together; KAI's podgrouper for a Job that is a gang.
 """
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Annotated, Any, Final
 
@@ -29,6 +31,9 @@ REPLICAS_MAX: Final = 5_000
 CLAIMS_MAX: Final = 32
 GROUP_ANNOTATION: Final = "pod-group-name"
 SUBGROUP_LABEL: Final = "kai.scheduler/subgroup-name"
+MEMBERS_ANNOTATION: Final = "kai.scheduler/batch-min-member"
+TOPOLOGY_ANNOTATION: Final = "kai.scheduler/topology"
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _ENDED: Final = frozenset({"Succeeded", "Failed"})
 
 
@@ -214,8 +219,41 @@ def pods_of(document: Document) -> tuple[list[values.Pod], list[str]]:
     metadata = spec.template.metadata.model_copy(update={"namespace": found.metadata.namespace})
     origin = f"{kind} {found.metadata.full}"
     made = _pod(metadata, spec.template.spec, origin)
+    notes = _notes(spec.template.spec, origin)
+    gang = gang_of(document)
+    if gang is not None:
+        made = replace(made, group=gang.name)
+    if made.scheduler == values.KAI and TOPOLOGY_ANNOTATION in found.metadata.annotations:
+        notes.append(f"{origin}: {TOPOLOGY_ANNOTATION} is not simulated")
     pods = [made.called(f"{found.metadata.full}-{number}") for number in range(count)]
-    return pods, _notes(spec.template.spec, origin)
+    return pods, notes
+
+
+def gang_of(document: Document) -> values.PodGroup | None:
+    """Return the gang that KAI makes of a Job whose annotation says how many start together.
+
+    None for any other workload, and for one whose pods name a PodGroup of their own.
+
+    Raises:
+        InvalidBlueprint: it says no number that KAI takes.
+    """
+    found = validate(document, WorkloadObject)
+    said = found.metadata.annotations.get(MEMBERS_ANNOTATION)
+    template = found.spec.template
+    if (
+        said is None
+        or document.tree["kind"] != "Job"
+        or template.spec.scheduler_name != values.KAI
+        or GROUP_ANNOTATION in template.metadata.annotations
+    ):
+        return None
+    if not _NUMBER.fullmatch(said):
+        raise InvalidBlueprint(
+            f"cannot use {document.origin}: metadata.annotations.{MEMBERS_ANNOTATION}: expected a "
+            f"number of at least 1 in quotes"
+        )
+    queue = found.metadata.labels.get(QUEUE_LABEL)
+    return values.PodGroup(name=f"{found.metadata.full} (Job)", min_member=int(said), queue=queue)
 
 
 def _pod(metadata: Metadata, spec: PodSpec, origin: str) -> values.Pod:
