@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from typing import Final
@@ -203,3 +204,13 @@ def test_every_attribute_is_told() -> None:
     assert said == {*(name.rpartition("/")[2] for name in known), "ccMode"}
     for word in (*ARCHITECTURES.values(), *CcMode):
         assert f"`{word}`" in table, word
+
+
+@pytest.mark.parametrize("name", ["demo", "test", "check", "bench", "fuzz"])
+def test_a_script_that_is_asked_for_help_does_nothing_else(name: str) -> None:
+    script = objects.ROOT / "scripts" / name
+    done = subprocess.run(
+        [script, "--help"], capture_output=True, text=True, check=True, timeout=10
+    )
+    assert f"  scripts/{name} " in done.stdout
+    assert done.stderr == ""
