@@ -1,5 +1,6 @@
 """``kata-gpu uninstall``: afterwards the node is what it was, to the byte."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -221,6 +222,8 @@ def test_dry_run_shows_all_that_would_go_and_changes_nothing(kernel: FakeKernel)
         "then remove /var/lib/kata-gpu, if it is empty",
     ):
         assert line in done.stdout
+    folders = re.findall(r"then remove (\S+), if it is empty", done.stdout)
+    assert folders == sorted(folders, reverse=True), "as they go: the deepest first"
     assert tree(kernel.host.root) == before
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Verb = Callable[[argparse.Namespace], int]
 
+_FORMAT: Final = "table and wide, which tells more, are for people; json and yaml for programs"
 _POD_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 
 
@@ -150,7 +151,7 @@ def add_blueprint(parser: argparse.ArgumentParser) -> None:
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Let the form of what is printed be chosen."""
-    parser.add_argument("-o", "--output", choices=FORMATS, default="table", help="how to print it")
+    parser.add_argument("-o", "--output", choices=FORMATS, default="table", help=_FORMAT)
 
 
 def add_consent(parser: argparse.ArgumentParser) -> None:

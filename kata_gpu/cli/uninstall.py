@@ -69,7 +69,7 @@ def _show(found: Plan, left: Iterable[str], folders: Iterable[str]) -> None:
     print(review.text(found), end="")
     for path in left:
         print(output.printable(f"then remove {path}"))
-    for path in dict.fromkeys(folders):
+    for path in sorted(set(folders), reverse=True):  # the deepest first, as they go
         print(output.printable(f"then remove {path}, if it is empty"))
 
 

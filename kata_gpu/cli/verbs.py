@@ -35,7 +35,7 @@ def _add_inventory(verbs: Verbs, name: str) -> None:
         "show GPUs, their company and their IOMMU groups",
         "Read sysfs once and show every GPU, NVSwitch, companion function and bridge above "
         "them, with the verdict whether its IOMMU group may be given to a VM. Changes nothing "
-        "and needs no blueprint and no agent.",
+        "and needs no blueprint and no agent. Example: kata-gpu inventory --all -o wide",
     )
     parser.add_argument("--all", action="store_true", help="show every PCI function")
     arguments.add_output(parser)
@@ -50,7 +50,8 @@ def _add_doctor(verbs: Verbs, name: str) -> None:
         "Check the whole node: IOMMU, VFIO, kernel settings, privileges, folders, CDI specs, and "
         "who else moves devices. Each check is ok, info, warning or error, with why it matters "
         "and what to do. Changes nothing; needs no blueprint and no agent. Exits 0 when no check "
-        "is an error, 3 when one is; warnings do not count.",
+        "is an error, 3 when one is; warnings do not count. Example: "
+        "kata-gpu doctor --only iommu,vfio-nodes",
     )
     parser.add_argument(
         "--only",
@@ -128,7 +129,7 @@ def _add_clear(verbs: Verbs, name: str) -> None:
         "take units out of quarantine",
         "Show what is known against each unit, ask, and let pods have it again: on your word "
         "that nothing of its last user is left in it. Asks the agent, and does it itself where "
-        "none runs.",
+        "none runs. Example: kata-gpu clear 0000:41:00.0",
     )
     parser.add_argument(
         "unit", nargs="+", type=arguments.address, metavar="UNIT", help="a unit's PCI address"
@@ -144,7 +145,7 @@ def _add_plan(verbs: Verbs, name: str) -> None:
         "show what the blueprint would change, and why",
         "Compare the node with the blueprint and print every step. Changes nothing. Exits 0 "
         "when there is nothing to do, 2 when there is, 3 when something is refused and there "
-        "is nothing else to do.",
+        "is nothing else to do. Example: kata-gpu plan --blueprint new.toml",
     )
     arguments.add_blueprint(parser)
     arguments.add_output(parser)
@@ -158,7 +159,7 @@ def _add_apply(verbs: Verbs, name: str) -> None:
         "make the node what the blueprint says",
         "Print the plan, ask, and take its steps; each is verified, and undone if it fails. A "
         "device that somebody uses is not taken. Refused while the agent runs, which does this "
-        "by itself.",
+        "by itself. With --dry-run it exits as plan does.",
     )
     parser.set_defaults(log_level="CRITICAL")  # it prints each step and why it failed
     arguments.add_blueprint(parser)
@@ -178,7 +179,8 @@ def _add_release(verbs: Verbs, name: str) -> None:
         "The "
         "address of a physical function stands for its virtual ones; those that we made are "
         "removed, as they are with --all. "
-        "Needs no blueprint. Stop the agent first, or it binds them again.",
+        "Needs no blueprint. Refused while the agent runs, which would bind them again. Example: "
+        "kata-gpu release 0000:41:00.0 --dry-run",
     )
     parser.set_defaults(log_level="CRITICAL")
     parser.add_argument(
