@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -278,6 +278,30 @@ def test_while_nothing_changes_nothing_is_written(by_dra: Cluster) -> None:
             await agent.turn(number + 1)
         assert [(r.method, r.path) for r in by_dra.api.writes] == written
         assert sorted(method for method, _ in written) == ["PATCH", "POST"]
+
+    by_dra.run(script)
+
+
+def problems(status: dict[str, Any]) -> list[str | None]:
+    return [driver["problem"] for driver in status["kubernetes"]["dra_drivers"]]
+
+
+def test_a_driver_that_kubelet_knows_has_no_problem(by_dra: Cluster) -> None:
+    async def script(agent: Agent) -> None:
+        await agent.until(lambda status: problems(status) == [None])
+
+    by_dra.run(script)
+
+
+def test_a_driver_that_kubelet_does_not_find_is_told(by_dra: Cluster) -> None:
+    assert by_dra.settings.kubernetes is not None
+    elsewhere = replace(by_dra.settings.kubernetes, kubelet_directory="/e")
+    by_dra.settings = replace(by_dra.settings, kubernetes=elsewhere)
+
+    async def script(agent: Agent) -> None:
+        status = await agent.until(lambda status: bool(problems(status)))
+        assert "kubelet has not registered it yet" in str(problems(status)[0])
+        assert "is /e by kubernetes.kubelet_directory" in str(problems(status)[0])
 
     by_dra.run(script)
 

@@ -20,6 +20,7 @@ from kata_gpu.model.report import NodeState
 from kata_gpu.plan import kubernetes
 from kata_gpu.plan.kubernetes import slices, taints
 from kata_gpu.publish.kubelet.dra import DraDriver, DriverSettings
+from kata_gpu.publish.kubelet.plugin_registration import Registration, Standing
 from kata_gpu.publish.kubelet.preparing import Agent
 from kata_gpu.publish.kubernetes import client
 from kata_gpu.publish.kubernetes.client import KubernetesClient
@@ -122,11 +123,20 @@ class Cluster:
             {
                 "driver": name,
                 "standing": self._drivers[name].registration.standing,
-                "problem": self._drivers[name].registration.error or None,
+                "problem": self._problem(self._drivers[name].registration),
             }
             for name in DRIVERS
             if name in self._chores
         ]
+
+    def _problem(self, registration: Registration) -> str | None:
+        """Return why kubelet does not know a driver; None when it does."""
+        if registration.standing is not Standing.UNKNOWN:
+            return registration.error or None
+        return (
+            f"kubelet has not registered it yet; it looks in plugins_registry of its root, which "
+            f"is {self._kubernetes.kubelet_directory} by kubernetes.kubelet_directory in agent.toml"
+        )
 
     def troubles(self) -> dict[str, str]:
         """Return what is not written, and why."""

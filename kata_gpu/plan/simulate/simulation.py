@@ -210,7 +210,7 @@ class _Simulation:
         wanted = self._demand(pod, claims)
         reason = self._queue_objection(wanted, claims)
         if reason is None and not self._world.nodes:
-            reason = "no node is known"
+            reason = "no node is known; give inventories, ResourceSlices or Nodes, or --cluster"
         return self._anywhere(wanted) if reason is None else _refused(pod, reason)
 
     def _anywhere(self, wanted: Demand) -> PodAnswer:
