@@ -343,6 +343,24 @@ def test_a_malformed_blueprint_is_one_line_and_no_traceback(tmp_path: Path) -> N
         assert "not TOML" in complaint(run(*verb, "--root", root))
 
 
+if not os.geteuid():  # only root can be somebody else
+
+    def test_who_may_not_read_is_told_to_be_root(tmp_path: Path) -> None:
+        tmp_path.chmod(0o700)
+        done = subprocess.run(
+            (
+                *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+                *(*COMMAND, "plan", "--root", str(tmp_path / "node")),
+            ),
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[1])},
+            timeout=30,
+        )
+        assert complaint(done).endswith("Permission denied; run it as root\n")
+
+
 def test_who_has_no_blueprint_is_told_what_to_do(tmp_path: Path) -> None:
     for verb in (["plan"], ["apply", "--yes"], ["explain", nodes.GPU]):
         said = complaint(run(*verb, "--root", tmp_path))

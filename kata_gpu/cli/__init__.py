@@ -27,7 +27,7 @@ def _status(argv: Sequence[str] | None) -> int:
         status = int(options.verb(options))
         sys.stdout.flush()  # here a reader that has gone can still be told from an error
     except KataGpuError as error:
-        print(f"kata-gpu: {error}", file=sys.stderr)
+        print(f"kata-gpu: {error}{_advice(error)}", file=sys.stderr)
         return ExitCode.FAILED
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,6 +37,14 @@ def _status(argv: Sequence[str] | None) -> int:
         return ExitCode.FAILED
     else:
         return status
+
+
+def _advice(error: BaseException) -> str:
+    """Return what to do about what another user could; the kernel's word for it is no help."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, PermissionError):
+        cause = cause.__cause__
+    return "; run it as root" if cause is not None and os.geteuid() else ""
 
 
 def _log_to_stderr(level: str | None) -> None:

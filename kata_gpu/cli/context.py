@@ -20,7 +20,11 @@ def working_host(options: argparse.Namespace, timeout_s: float) -> Host:
 def _root(options: argparse.Namespace) -> Path:
     """Return --root; HostError where it is no folder, which would look like a node with nothing."""
     root: Path = options.root
-    if not root.is_dir():
+    try:
+        is_folder = root.is_dir()
+    except OSError as error:
+        raise HostError(f"cannot look at a host below {root}: {error.strerror}") from error
+    if not is_folder:
         raise HostError(
             f"cannot look at a host below {root}: there is no such folder; --root is where the "
             f"host's file system is mounted"
