@@ -14,7 +14,9 @@ import yaml
 Document = dict[str, Any]
 
 _KINDS: Final = {"Kustomization", "Component"}
-_KEYS: Final = {"apiVersion", "kind", "resources", "components", "configMapGenerator", "patches"}
+_KEYS: Final = {
+    *("apiVersion", "kind", "resources", "components", "configMapGenerator", "patches", "images"),
+}
 _MERGED_BY: Final = {
     **{"containers": "name", "initContainers": "name", "volumes": "name", "env": "name"},
     "volumeMounts": "mountPath",
@@ -58,7 +60,22 @@ def _applied(folder: Path, found: list[Document]) -> list[Document]:
         (path,) = patch.values()
         (change,) = documents(folder / path)  # kubectl 1.32 fails where two are removed by one file
         found = list(_patched(found, change))
+    for image in wish.get("images", ()):
+        found = [_with_image(document, image) for document in found]
     return found
+
+
+def _with_image(tree: Any, image: Document) -> Any:
+    """Return an object whose containers have another image, where they have that one."""
+    match tree:
+        case {"image": str(old)} if old.partition(":")[0] == image["name"]:
+            return {**tree, "image": f"{image['newName']}:{image['newTag']}"}
+        case dict():
+            return {key: _with_image(value, image) for key, value in tree.items()}
+        case list():
+            return [_with_image(value, image) for value in tree]
+        case _:
+            return tree
 
 
 def _resource(path: Path) -> list[Document]:

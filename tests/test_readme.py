@@ -5,6 +5,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -20,7 +21,7 @@ from kata_gpu.plan.kubernetes import labels
 from kata_gpu.publish.kubernetes import events
 from kata_gpu.settings import agent_file, blueprint, wiring
 from kata_gpu.settings.toml_file import Table
-from tests import objects
+from tests import kustomize, objects
 from tests.test_devices import KNOWN, one
 from tests.test_metrics import MEASURES
 
@@ -214,3 +215,19 @@ def test_a_script_that_is_asked_for_help_does_nothing_else(name: str) -> None:
     )
     assert f"  scripts/{name} " in done.stdout
     assert done.stderr == ""
+
+
+def test_the_overlay_that_is_shown_can_be_built(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", section("On Kubernetes"), re.DOTALL)
+    (tmp_path / "kata-gpu").symlink_to(objects.ROOT)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(text)
+    shown = (objects.KUBERNETES / "overlays/dra/blueprint.toml").read_text()
+    (folder / "blueprint.toml").write_text(shown)
+    found = kustomize.build(folder)
+    assert objects.named(found, "ConfigMap", "kata-gpu")["data"]["blueprint.toml"] == shown
+    images = {one["image"] for one in objects.pod(found)["containers"]}
+    assert images == {f"registry.example.com/kata-gpu:{__version__}"}
+    mounts = {m["name"] for m in objects.pod(found)["containers"][0]["volumeMounts"]}
+    assert {"device-plugins", "plugins-registry"} <= mounts
