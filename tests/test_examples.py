@@ -8,9 +8,14 @@ import pytest
 
 from kata_gpu.model.blueprint import Mode
 from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER
+from kata_gpu.plan.simulate.simulation import simulate
 from kata_gpu.settings import blueprint
+from kata_gpu.settings.manifests import scenario
 from tests import cel, kustomize, objects
 from tests.kustomize import Document
+from tests.simulations.objects import device as device_
+from tests.simulations.objects import documents, node, slice_
+from tests.simulations.objects import gpus as gpus_of
 
 ALL: Final = tuple(objects.shipped())
 EXAMPLES: Final = tuple((p, d) for p, d in ALL if p.parent == objects.EXAMPLES)
@@ -256,6 +261,29 @@ def test_a_whole_board_is_a_bundle_or_gpus_and_switches() -> None:
     gpus, switches = selectors("dra-board.yaml")
     assert [cel.selects(gpus, d) for d in (BOARD, PLAIN, SWITCH)] == [False, True, False]
     assert [cel.selects(switches, d) for d in (BOARD, PLAIN, SWITCH)] == [False, False, True]
+
+
+def gpus(count: int, **more: bool | int | str) -> list[Document]:
+    known = {"unit": "function", "architecture": "hopper", "board": "0000:41:00.0", "numa": 1}
+    found = gpus_of(count, **{**known, "resetMethod": "flr", "linkWidth": 16, **more})
+    return [{**one, "capacity": {"memory": {"value": "80G"}}} for one in found]
+
+
+def test_every_example_is_placed_on_nodes_that_have_what_it_needs() -> None:
+    room = {"nvidia.com/pgpu": 4, "cpu": 256, "memory": "4Ti", "pods": 110}
+    nodes = [
+        node("plugin", room, labels={"kata-gpu.io/ready": "true"}),
+        *(slice_(f"board-{number}", gpus(8)) for number in range(3)),
+        slice_("board-0", [device_("switch", unit="function")], driver=FABRIC_DRIVER),
+        slice_("confidential", gpus(1, confidential=True, ccMode="on")),
+        slice_("whole", gpus(1, unit="bundle", gpuCount=8)),
+    ]
+    shared = [d for _, d in ALL if d["kind"] in {"DeviceClass", "RuntimeClass", "Queue"}]
+    shared += kustomize.documents(objects.KUBERNETES / "components/kai/queues.yaml")
+    for path in sorted({path for path, _ in EXAMPLES} - {objects.EXAMPLES / "kai-queues.yaml"}):
+        found = simulate(scenario(documents(*nodes, *shared, *kustomize.documents(path))))
+        assert found.pods, path
+        assert found.is_placed, (path, [pod.reason for pod in found.pods])
 
 
 # KAI
