@@ -277,6 +277,7 @@ def test_an_answer_that_is_none_is_told(tmp_path: Path, reply: bytes, reason: st
         {"metadata": {"resourceVersion": 5}},
         {"metadata": {"resourceVersion": "5"}, "items": [{}]},
         {"metadata": {"resourceVersion": "5"}, "items": ["x"]},
+        {"metadata": {"resourceVersion": "5"}, "items": 5},
         {
             "metadata": {"resourceVersion": "5"},
             "items": [
@@ -293,6 +294,20 @@ def test_a_list_that_is_none_is_told(tmp_path: Path, document: object) -> None:
     reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     with saying(reply) as pretender, pytest.raises(ApiError, match="cannot list ResourceSlices: "):
         ask(pretender, tmp_path, lambda c: c.list_slices(GPU_DRIVER, "node-1"))
+
+
+def test_slices_of_others_are_not_among_those_listed_whatever_the_server_returns(
+    tmp_path: Path,
+) -> None:
+    metadata = {"name": "a", "uid": "b", "resourceVersion": "5"}
+    mine = {"driver": GPU_DRIVER, "nodeName": "node-1", "pool": {"name": "node-1"}}
+    specs = (mine, {**mine, "driver": "x"}, {**mine, "nodeName": "x"}, {**mine, "pool": {}})
+    items = [{"metadata": metadata, "spec": spec} for spec in specs]
+    body = json.dumps({"metadata": {"resourceVersion": "5"}, "items": items}).encode()
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with saying(reply) as pretender:
+        listing = ask(pretender, tmp_path, lambda c: c.list_slices(GPU_DRIVER, "node-1"))
+    assert [found["spec"] for found in listing.items] == [mine]
 
 
 @pytest.mark.parametrize(

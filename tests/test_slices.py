@@ -112,6 +112,12 @@ def test_no_devices_are_an_empty_slice_and_not_none() -> None:
     assert only["spec"]["devices"] == []
 
 
+@pytest.mark.parametrize("name", ["n" * 253, f"{'n' * 26}.{'o' * 226}", f"{'n' * 25}--{'o' * 226}"])
+def test_a_node_may_have_the_longest_name(name: str) -> None:
+    (found,) = slices.slices(GPU_DRIVER, NodeIdentity(name=name, uid="u"), [H100], 1)
+    assert validation.slice_faults(found) == ()
+
+
 def test_devices_of_other_drivers_and_doors_are_passed_over() -> None:
     switch = dataclasses.replace(gpu(2), driver=FABRIC_DRIVER)
     plugin = dataclasses.replace(gpu(3), door=Door.DEVICE_PLUGIN)
@@ -400,6 +406,35 @@ def test_a_slice_with_a_name_that_is_none_of_ours_makes_way() -> None:
     strange["metadata"]["name"] = "handmade"
     found = changes([strange], H100)
     assert (shape(found), generations(found)) == ((1, 0, 1), {2})
+
+
+def test_what_is_of_another_driver_node_or_pool_is_left_alone() -> None:
+    """By their names and generations they could be the next ones of ours."""
+    strange = stored(*of(generation=9)) * 3
+    spec = strange[0]["spec"]
+    strange[0] = {**strange[0], "spec": {**spec, "driver": FABRIC_DRIVER}}
+    strange[1] = {**strange[1], "spec": {**spec, "nodeName": "node-2"}}
+    strange[2] = {**strange[2], "spec": {**spec, "pool": {**spec["pool"], "name": "other"}}}
+    found = changes(strange, H100)
+    assert (shape(found), generations(found)) == ((0, 0, 1), {1})
+    assert not changes([*strange, *stored(*of(H100))], H100)
+
+
+@pytest.mark.parametrize("generation", [2**63 - 2, 2**63 - 1])
+def test_a_generation_after_which_none_can_come_makes_way(generation: int) -> None:
+    (last,) = stored(*of(H100, generation=generation))
+    found = changes([last], H100)
+    assert (shape(found), generations(found)) == ((1, 0, 1), {1})
+    (old,) = stored(*of(H100, generation=7))
+    assert shape(changes([last, old], H100)) == (1, 0, 0)
+
+
+def test_what_others_put_on_a_slice_stays_there() -> None:
+    (have,) = stored(*of(H100))
+    have["metadata"] |= {"labels": {"a": "b"}, "annotations": {"c": "d"}, "finalizers": ["e/f"]}
+    (written,) = changes([have], with_taint(H100)).replaces
+    theirs = {key: written["metadata"][key] for key in ("labels", "annotations", "finalizers")}
+    assert theirs == {"labels": {"a": "b"}, "annotations": {"c": "d"}, "finalizers": ["e/f"]}
 
 
 def test_two_slices_of_one_index_are_one_too_many() -> None:

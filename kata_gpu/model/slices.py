@@ -10,6 +10,16 @@ Object = Mapping[str, Any]
 """An object of the API as JSON has it: a field that we do not know stays what it is."""
 
 
+def is_of(found: Object, driver: str, node: str) -> bool:
+    """Tell whether a slice is one of the pool that *driver* has on *node*, which has its name.
+
+    Neither of the three ever changes of a slice.
+    """
+    spec = found["spec"]
+    told = (spec.get("driver"), spec.get("nodeName"), spec["pool"].get("name"))
+    return told == (driver, node, node)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeIdentity:
     """The Node object that owns a slice: with it, the slice goes."""

@@ -82,7 +82,7 @@ def _metadata_faults(found: Mapping[str, Any]) -> Iterator[str]:
         yield "metadata.name: Required value: name or generateName is required"
     if name and not is_subdomain(name):
         yield f"metadata.name: Invalid value: {name!r}"
-    if prefix and not is_subdomain(f"{prefix[:58]}x"):
+    if prefix and not (len(prefix) <= 253 and is_subdomain(f"{prefix[:58]}x")):
         yield f"metadata.generateName: Invalid value: {prefix!r}"
     for owner in metadata.get("ownerReferences") or ():
         for key in ("apiVersion", "kind", "name", "uid"):
@@ -97,8 +97,8 @@ def _spec_faults(spec: Mapping[str, Any]) -> Iterator[str]:
     name = pool.get("name")
     if not isinstance(name, str) or len(name) > 253 or not all(map(is_subdomain, name.split("/"))):
         yield f"spec.pool.name: Invalid value: {name!r}"
-    if pool.get("generation", 0) < 0:
-        yield "spec.pool.generation: must be greater than or equal to zero"
+    if not 0 <= pool.get("generation", 0) < 2**63:
+        yield "spec.pool.generation: must be greater than or equal to zero, and 64 bits"
     if pool.get("resourceSliceCount", 0) <= 0:
         yield "spec.pool.resourceSliceCount: must be greater than zero"
     wheres = ("nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kata_gpu.model.kubernetes import Attribute, Device, Door, Taint
-from kata_gpu.model.slices import NodeIdentity, Object, SliceChanges
+from kata_gpu.model.slices import NodeIdentity, Object, SliceChanges, is_of
 from kata_gpu.plan.kubernetes import counters
 from kata_gpu.plan.kubernetes.names import DNS_LABEL, label_value
 
@@ -33,6 +33,15 @@ _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
 _STANDARD: Final = "resource.kubernetes.io/"
 _INT64: Final = range(-(2**63), 2**63)
 _INDEX: Final = re.compile(r"([0-9a-f]{5})-")
+_PREFIX_MAX: Final = 58
+"""Characters of a ``generateName`` that the server keeps; it refuses one of more than 253."""
+
+_GENERATIONS: Final = range(2**62)
+"""Those after which enough come; whoever counts reaches no other."""
+
+_OTHERS: Final = ("labels", "annotations", "finalizers")
+"""What others may have put on a slice of ours."""
+
 _NUMBERS: Final = re.compile(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?(.*)", re.DOTALL)
 _SEMVER_REST: Final = re.compile(
     r"(-(0|[1-9]\d*|\d*[A-Za-z-][0-9A-Za-z-]*)(\.(0|[1-9]\d*|\d*[A-Za-z-][0-9A-Za-z-]*))*)?"
@@ -69,13 +78,17 @@ def slices(
             "apiVersion": API_VERSION,
             "kind": "ResourceSlice",
             "metadata": {
-                "generateName": f"{index:05x}-{driver}-{node.name}-",
+                "generateName": _prefix(index, driver, node),
                 "ownerReferences": [_owner(node)],
             },
             "spec": {"driver": driver, "nodeName": node.name, "pool": pool, **body},
         }
         for index, body in enumerate(bodies)
     )
+
+
+def _prefix(index: int, driver: str, node: NodeIdentity) -> str:
+    return f"{index:05x}-{driver}-{node.name}"[: _PREFIX_MAX - 1].rstrip(".-") + "-"
 
 
 def _expressible(driver: str, devices: Iterable[Device]) -> Iterator[Device]:
@@ -193,17 +206,19 @@ def plan(
     """Return what turns the *stored* slices of this driver and node into the desired ones.
 
     A single slice that changed keeps its generation, for one write is atomic. Otherwise all
-    are written with the next one: schedulers pass over a pool until they see all of it.
+    are written with the next one: schedulers pass over a pool until they see all of it. What is
+    of another driver, node or pool is left alone.
     """
-    current = max((_generation(found) for found in stored), default=0)
+    ours = [found for found in stored if is_of(found, driver, node.name)]
+    current = max(filter(_GENERATIONS.__contains__, map(_generation, ours)), default=0)
     desired = slices(driver, node, devices, max(current, 1))
-    kept, obsolete = _match(stored, len(desired), current)
+    kept, obsolete = _match(ours, len(desired), current)
     changed = [i for i, found in kept.items() if not is_same(found, desired[i])]
     is_atomic = len(changed) <= 1 and len(kept) == len(desired)
     is_shrinking = any(_generation(found) == current for found in obsolete)
     if not changed and is_atomic and not is_shrinking:
         return SliceChanges(deletes=obsolete)
-    if stored and (not is_atomic or is_shrinking):
+    if ours and (not is_atomic or is_shrinking):
         desired = slices(driver, node, devices, current + 1)
         changed = list(kept)
     return SliceChanges(
@@ -236,6 +251,7 @@ def _generation(found: Object) -> int:
 def _replacement(found: Object, desired: Object) -> Object:
     """Return *desired* for the place of *found*; a taint that stays keeps its time."""
     metadata = {key: found["metadata"][key] for key in ("name", "uid", "resourceVersion")}
+    metadata |= {key: found["metadata"][key] for key in _OTHERS if key in found["metadata"]}
     owners = desired["metadata"]["ownerReferences"]
     spec = dict(desired["spec"])
     if spec.get("devices"):

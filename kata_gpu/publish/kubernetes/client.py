@@ -17,7 +17,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from kata_gpu.errors import HostError
-from kata_gpu.model.slices import Object
+from kata_gpu.model.slices import Object, is_of
 from kata_gpu.publish.kubernetes import library, shapes
 from kata_gpu.publish.kubernetes.errors import TEXT_MAX, ApiError, refusal, text_of
 from kata_gpu.publish.kubernetes.library import JSON, Server
@@ -98,16 +98,20 @@ class KubernetesClient:
         return shapes.identified(found, f"get ResourceClaim {namespace}/{name}")
 
     async def list_slices(self, driver: str, node: str) -> Listing:
-        """Return the ResourceSlices of a driver and a node, as they are at this moment.
+        """Return the ResourceSlices of a driver's pool on a node, as they are at this moment.
+
+        Whatever else the server returns is passed over: who lists may delete.
 
         Raises:
             NotFoundError: the server has no ``resource.k8s.io/v1``.
         """
         found = await self._ask("GET", _SLICES, {"fieldSelector": _selector(driver, node)})
         what = "list ResourceSlices"
-        items = found.get("items") or ()
+        items = found.get("items") or []
+        told = items if isinstance(items, list) else [items]
+        slices = [shapes.resource_slice(item, what) for item in told]
         return Listing(
-            items=tuple(shapes.resource_slice(item, what) for item in items),
+            items=tuple(found for found in slices if is_of(found, driver, node)),
             version=shapes.version(found, what),
         )
 
