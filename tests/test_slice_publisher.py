@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -112,6 +113,9 @@ def test_nothing_is_written_before_the_devices_are_known(api: ApiServer, tmp_pat
     async def main() -> None:
         async with publishing(api, tmp_path):
             await until(api.watches)
+            began_s = time.process_time()
+            await asyncio.sleep(0.3)
+            assert time.process_time() - began_s < 0.1
         assert writes(api) == []
 
     run(main)
@@ -465,6 +469,28 @@ def test_watches_that_break_are_begun_again_from_where_they_were(
             await until(lambda: publisher.trouble is None)
             assert len(api.asked("GET", "/nodes")) == lists
             assert writes(api) == ["POST"]
+
+    run(main)
+
+
+def test_watches_that_end_at_once_do_not_follow_without_a_pause(
+    api: ApiServer, tmp_path: Path
+) -> None:
+    """As behind a proxy that will not have anybody wait."""
+    api.watch_max_s = 0
+
+    async def main() -> None:
+        async with publishing(api, tmp_path, replace(SOON, retry_s=0.2)) as publisher:
+            publisher.update(EIGHT)
+            await shows(api, EIGHT)
+            await until(lambda: publisher.trouble)
+            assert publisher.trouble == "cannot watch ResourceSlices: the server ended it at once"
+            publisher.update(EIGHT[1:])
+            await shows(api, EIGHT[1:])
+            assert api.watches() <= 5
+            api.watch_max_s = 600
+            await until(lambda: publisher.trouble is None)
+        assert writes(api) == ["POST", "PUT"]
 
     run(main)
 

@@ -74,6 +74,9 @@ class ApiServer:
     url: str = ""
     bookmarks: int = 0
     watch_epoch: int = 0
+    watch_max_s: float = 600.0
+    """After this it ends every watch, however long one was asked for."""
+
     is_ending: bool = False
 
     def kubeconfig(self, path: Path) -> Path:

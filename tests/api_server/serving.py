@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tests.api_server import ApiServer
 
 _AUTHORIZATION: Final = "bearer a-token-for-tests"
-_WATCH_MAX_S: Final = 600.0
 
 
 class Server(ThreadingHTTPServer):
@@ -168,7 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> bool:
         """Send what happens; tell whether the stream ended as it should."""
         api, store = self.server.api, self.server.api.store
-        ends_at = time.monotonic() + float(asked.query.get("timeoutSeconds") or _WATCH_MAX_S)
+        wanted_s = float(asked.query.get("timeoutSeconds") or api.watch_max_s)
+        ends_at = time.monotonic() + min(wanted_s, api.watch_max_s)
         epoch, bookmarks = asked_in
         has_bookmarks = asked.query.get("allowWatchBookmarks") in {"true", "True"}
         while True:

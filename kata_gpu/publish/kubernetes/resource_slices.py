@@ -168,7 +168,10 @@ class SlicePublisher:
         return self._is_wanted and now_s >= self._not_before_s
 
     async def _wait(self) -> None:
-        """Wait until somebody calls, or something is due."""
+        """Wait until somebody calls, or something is due; nothing is before devices are known."""
+        if self._devices is None:
+            await self._wake.wait()
+            return
         times = [self._others_at_s, self._settled.look_again_at_s]
         if self._is_wanted:
             times.append(self._not_before_s)

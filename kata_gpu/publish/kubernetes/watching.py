@@ -6,6 +6,7 @@ shuts the connection's reading side down, on which a read that waits for it ends
 
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,7 +16,10 @@ from kata_gpu.publish.kubernetes import shapes
 from kata_gpu.publish.kubernetes.errors import ApiError, refusal
 
 _LINE_MAX_BYTES: Final = 16 * 1024 * 1024
+_PIECE_BYTES: Final = 1024 * 1024
 _WHAT: Final = "watch ResourceSlices"
+_SHORTEST_S: Final = 1.0
+"""A watch that ended sooner and told nothing is a failure, or they would follow without a pause."""
 
 
 class Watch:
@@ -34,6 +38,7 @@ class Watch:
         self._response: Any = None
         self._guard = threading.Lock()
         self._is_closed = False
+        self._began_s = 0.0
         self._thread = threading.Thread(target=self._read, name="watch", daemon=True)
         self.failure: ApiError | None = None
         """Why it ended; None while it runs, and when the server ended it in its time."""
@@ -63,6 +68,7 @@ class Watch:
         self._end(self)
 
     def _read(self) -> None:
+        self._began_s = time.monotonic()
         try:
             response = self._begin()
             with self._guard:
@@ -92,11 +98,14 @@ class Watch:
             raise refusal(_WHAT, response.status, response.read(_LINE_MAX_BYTES), again)
         self.is_begun = True
         self._wake()
-        for line in _lines(response):
+        number = 0
+        for number, line in enumerate(_lines(response), 1):
             if self._is_closed:
                 return
             self._told.append(_event(json.loads(line)))
             self._wake()
+        if not number and time.monotonic() - self._began_s < _SHORTEST_S:
+            raise ApiError(f"cannot {_WHAT}: the server ended it at once")
 
 
 def _event(told: Any) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def _event(told: Any) -> dict[str, Any]:
 def _lines(response: Any) -> Iterator[bytes]:
     """Yield whole lines as they come."""
     rest = b""
-    for chunk in response.stream(amt=None, decode_content=True):
+    for chunk in response.stream(_PIECE_BYTES, decode_content=False):
         *whole, rest = (rest + chunk).split(b"\n")
         yield from (line for line in whole if line.strip())
         if len(rest) > _LINE_MAX_BYTES:
