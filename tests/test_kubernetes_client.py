@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -261,12 +261,43 @@ def saying(reply: bytes) -> Iterator[ApiServer]:
             "302",
         ),
         (b"HTTP/1.1 500 x\r\nContent-Length: 900\r\n\r\n" + b"x" * 900, r"500: x{500}…$"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n" + b"[" * 90000,
+            r"is no JSON: \[{500}…$",
+        ),
+        (b"HTTP/1.1 500 x\r\nContent-Length: 90000\r\n\r\n" + b"[" * 90000, r"500: \[{500}…$"),
+        (
+            b"HTTP/1.1 500 x\r\nContent-Length: 46\r\n\r\n"
+            b'{"message": "\\u001b[2J a\\u0007\\u202eb\\ud800c"}',
+            r"500: \[2J a b c$",
+        ),
     ],
-    ids=["text", "list", "half", "ssh", "redirect", "long"],
+    ids=["text", "list", "half", "ssh", "redirect", "long", "deep", "deep-refusal", "control"],
 )
 def test_an_answer_that_is_none_is_told(tmp_path: Path, reply: bytes, reason: str) -> None:
     with saying(reply) as pretender, pytest.raises(ApiError, match=reason):
         ask(pretender, tmp_path, lambda c: c.get_node("node-1"))
+
+
+def test_an_answer_that_comes_too_slowly_is_given_up_at_the_deadline(tmp_path: Path) -> None:
+    """Though no two pieces of it are far from each other."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            channel, _ = listener.accept()
+            with channel, suppress(OSError):
+                channel.recv(65536)
+                channel.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                for _ in range(100):
+                    channel.sendall(b" ")
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        slow = ApiServer(url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(ApiError, match="the answer was not whole in time"):
+            ask(slow, tmp_path, lambda c: c.get_claim("ns", "c", timeout_s=0.3))
+        thread.join()
 
 
 @pytest.mark.parametrize(

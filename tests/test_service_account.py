@@ -62,6 +62,23 @@ def test_the_server_is_asked_with_the_accounts_token(account: Path, api: ApiServ
     assert [request.status for request in api.requests] == [200, 401]
 
 
+def test_a_token_may_end_with_a_line(account: Path) -> None:
+    (account / "token").write_text(f"{TOKEN}\n")
+    assert _status(account) == 200
+
+
+@pytest.mark.parametrize("token", ["se\ncret", "se\x00cret", "sécret"])
+def test_a_token_that_is_none_is_told_without_saying_it(
+    account: Path, api: ApiServer, token: str
+) -> None:
+    (account / "token").write_text(token)
+    server = library.service_account(connections=1, folder=str(account))
+    with pytest.raises(server.failures) as caught:
+        server.request("GET", _NODE, agent="tests", timeouts_s=_TIMEOUTS_S)
+    assert "cret" not in str(caught.value)
+    assert not api.requests
+
+
 def test_a_server_that_somebody_else_signed_for_is_told_nothing(
     account: Path, api: ApiServer
 ) -> None:

@@ -9,6 +9,7 @@ Source: the Kubernetes API.
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +20,7 @@ from urllib.parse import quote
 from kata_gpu.errors import HostError
 from kata_gpu.model.slices import Object, is_of
 from kata_gpu.publish.kubernetes import library, shapes
-from kata_gpu.publish.kubernetes.errors import TEXT_MAX, ApiError, refusal, text_of
+from kata_gpu.publish.kubernetes.errors import ApiError, clip, refusal, text_of
 from kata_gpu.publish.kubernetes.library import JSON, Server
 from kata_gpu.publish.kubernetes.watching import Watch
 
@@ -29,6 +30,7 @@ TIMEOUT_S: Final = 15.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 _THREADS: Final = 4
 ANSWER_MAX_BYTES: Final = 16 * 1024 * 1024
+_PIECE_BYTES: Final = 64 * 1024
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
 
@@ -202,8 +204,9 @@ class KubernetesClient:
         timeouts = (min(_CONNECT_TIMEOUT_S, timeout_s), timeout_s)
 
         def ask() -> dict[str, Any]:
+            until_s = time.monotonic() + timeout_s
             response = self._request(method, path, query, body=body, kind=kind, timeouts=timeouts)
-            return self._answer(response, f"{method} {path}")
+            return self._answer(response, f"{method} {path}", until_s)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, ask)
@@ -228,29 +231,41 @@ class KubernetesClient:
         except self._server.failures as error:
             raise _failure(error, f"{method} {path}") from error
 
-    def _answer(self, response: Any, what: str) -> dict[str, Any]:
+    def _answer(self, response: Any, what: str, until_s: float) -> dict[str, Any]:
         try:
-            raw = response.read(ANSWER_MAX_BYTES + 1)
+            raw = _whole(response, what, until_s)
         except self._server.failures as error:
             response.close()
             raise _failure(error, what) from error
-        if len(raw) > ANSWER_MAX_BYTES:
+        except ApiError:
             response.close()
-            raise ApiError(f"cannot {what}: the answer has more than {ANSWER_MAX_BYTES} bytes")
+            raise
         response.release_conn()
         if not 200 <= response.status < 300:  # noqa: PLR2004 - success
             raise refusal(what, response.status, raw, response.headers.get("Retry-After"))
         return _object(raw, what)
 
 
+def _whole(response: Any, what: str, until_s: float) -> bytes:
+    """Return the body, as it was sent: no encoding was asked for."""
+    raw = bytearray()
+    while piece := response.read1(_PIECE_BYTES, decode_content=False):
+        raw += piece
+        if len(raw) > ANSWER_MAX_BYTES:
+            raise ApiError(f"cannot {what}: the answer has more than {ANSWER_MAX_BYTES} bytes")
+        if time.monotonic() > until_s:
+            raise ApiError(f"cannot {what}: the answer was not whole in time")
+    return bytes(raw)
+
+
 def _failure(error: Exception, what: str) -> ApiError:
-    return ApiError(f"cannot {what}: {' '.join(str(error).split())[:TEXT_MAX]}")
+    return ApiError(f"cannot {what}: {clip(str(error))}")
 
 
 def _object(raw: bytes, what: str) -> dict[str, Any]:
     try:
         found = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(f"cannot {what}: the answer is no JSON: {text_of(raw)}") from error
     if not isinstance(found, dict):
         raise ApiError(f"cannot {what}: the answer is no JSON object: {text_of(raw)}")

@@ -48,7 +48,6 @@ class Cluster:
 
     def __init__(self, server: library.Server) -> None:
         self._server = server
-        self._failures: tuple[type[Exception], ...] = (*server.failures, ValueError)
 
     def list_all(self, path: str) -> list[dict[str, Any]] | None:
         """Return all objects of the collection at *path*, page by page, by their list's order.
@@ -80,7 +79,7 @@ class Cluster:
             raw = response.read(ANSWER_MAX_BYTES + 1)
             response.release_conn()
             status = int(response.status)
-        except self._failures as error:
+        except self._server.failures as error:
             raise HostError(f"cannot list {path}: {_clip(str(error))}") from error
         if len(raw) > ANSWER_MAX_BYTES:
             raise HostError(f"cannot list {path}: a page has more than {ANSWER_MAX_BYTES} bytes")

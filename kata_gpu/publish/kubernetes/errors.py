@@ -8,6 +8,7 @@ from kata_gpu.errors import KataGpuError
 TEXT_MAX: Final = 500
 """Characters of an answer that an error repeats."""
 
+_LOOKED_AT: Final = 4 * TEXT_MAX
 _RETRY_S: Final = 1.0
 """When a server that has too much to do does not say when to come again."""
 
@@ -70,7 +71,14 @@ def text_of(raw: bytes) -> str:
     """Return what an answer says, for people: the message of a Status, or its beginning."""
     try:
         message = json.loads(raw)["message"]
-    except (ValueError, KeyError, TypeError):
-        message = raw.decode(errors="replace")
-    text = " ".join(str(message).split())
-    return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}…"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        message = raw[: 2 * _LOOKED_AT].decode(errors="replace")
+    return clip(str(message))
+
+
+def clip(text: str) -> str:
+    """Return a text of somebody else's on one line, without what could steer a terminal."""
+    line = "".join(c if c.isprintable() else " " for c in text[:_LOOKED_AT])
+    words = " ".join(line.split())
+    is_whole = len(words) <= TEXT_MAX and len(text) <= _LOOKED_AT
+    return words if is_whole else f"{words[:TEXT_MAX]}…"

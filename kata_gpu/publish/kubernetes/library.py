@@ -39,10 +39,12 @@ class Server:
         self._rest = rest
         urllib3 = importlib.import_module("urllib3")
         self._timeout = urllib3.Timeout
+        self._refusal = refusals
         self.failures: tuple[type[Exception], ...] = (
             urllib3.exceptions.HTTPError,
             refusals,
             OSError,
+            ValueError,
         )
         """What `request` raises."""
 
@@ -63,7 +65,7 @@ class Server:
         """
         headers = {"Accept": JSON, "User-Agent": agent}
         for found in self._configuration.auth_settings().values():
-            headers[found["key"]] = found["value"]
+            headers[found["key"]] = self._credential(found["value"])
         if body is not None:
             headers["Content-Type"] = kind
         connect_s, read_s = timeouts_s
@@ -75,6 +77,13 @@ class Server:
             timeout=self._timeout(connect=connect_s, read=read_s),
             preload_content=False,
         )
+
+    def _credential(self, text: str | None) -> str:
+        """Return it as a header has it, or say what is wrong without saying what it is."""
+        trimmed = (text or "").strip()
+        if not (trimmed.isascii() and trimmed.isprintable()):
+            raise self._refusal("the token has characters that none has")
+        return trimmed
 
     def close(self) -> None:
         """Close what nobody uses."""

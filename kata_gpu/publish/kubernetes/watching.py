@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from kata_gpu.publish.kubernetes import shapes
-from kata_gpu.publish.kubernetes.errors import ApiError, refusal
+from kata_gpu.publish.kubernetes.errors import ApiError, clip, refusal
 
 _LINE_MAX_BYTES: Final = 16 * 1024 * 1024
 _PIECE_BYTES: Final = 1024 * 1024
@@ -82,7 +82,7 @@ class Watch:
         except ApiError as error:
             self.failure = error
         except Exception as error:  # noqa: BLE001 - the top of this thread; who takes is told
-            self.failure = ApiError(f"cannot {_WHAT}: {error}")
+            self.failure = ApiError(f"cannot {_WHAT}: {clip(str(error))}")
         self._is_over_now()
 
     def _is_over_now(self) -> None:
@@ -98,13 +98,14 @@ class Watch:
             raise refusal(_WHAT, response.status, response.read(_LINE_MAX_BYTES), again)
         self.is_begun = True
         self._wake()
-        number = 0
-        for number, line in enumerate(_lines(response), 1):
+        has_told = False
+        for line in _lines(response):
             if self._is_closed:
                 return
             self._told.append(_event(json.loads(line)))
+            has_told = True
             self._wake()
-        if not number and time.monotonic() - self._began_s < _SHORTEST_S:
+        if not has_told and time.monotonic() - self._began_s < _SHORTEST_S:
             raise ApiError(f"cannot {_WHAT}: the server ended it at once")
 
 
