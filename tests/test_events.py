@@ -210,6 +210,22 @@ def test_a_series_whose_event_is_gone_is_a_new_event(api: ApiServer, tmp_path: P
     asyncio.run(main())
 
 
+def test_an_event_of_a_node_that_was_made_anew_is_about_the_new_one(
+    api: ApiServer, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with telling(api, tmp_path, Clock()) as publisher:
+            publisher.report([STUCK])
+            await until(lambda: told(api))
+            api.remove("Node", "node-1")
+            new = api.put({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}})
+            publisher.report([replace(STUCK, unit="0000:02:00.0")])
+            await until(lambda: len(told(api)) == 2)
+            assert new["metadata"]["uid"] in {e["regarding"]["uid"] for e in told(api)}
+
+    asyncio.run(main())
+
+
 def test_each_unit_and_reason_is_told_by_itself(api: ApiServer, tmp_path: Path) -> None:
     async def main() -> None:
         async with telling(api, tmp_path, Clock()) as publisher:

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +29,7 @@ from tests.api_server import ApiServer, api_server, validation
 from tests.kubernetes_devices import gpu
 from tests.node_states import kata, node_state, unit
 from tests.values import PLATFORM, SWITCH_CLASS, blueprint_of, function, pool
-from tests.waiting import until
+from tests.waiting import Clock, until
 
 PLAIN: Final = KataHandler(name="kata-qemu-nvidia-gpu", runtime=Runtime.GO, config="/a.toml")
 SNP: Final = KataHandler(name="kata-qemu-nvidia-gpu-snp", runtime=Runtime.GO, config="/b.toml")
@@ -199,20 +200,27 @@ def api() -> Iterator[ApiServer]:
         yield api
 
 
-async def publish(write: Write, *steps: tuple[Mapping[str, str], Callable[[], object]]) -> None:
-    """Have labels written one after another, each until its condition holds."""
-    publisher = LabelPublisher(write, SOON)
+@asynccontextmanager
+async def labelling(write: Write, pacing: Pacing = SOON) -> AsyncIterator[LabelPublisher]:
+    """Run a publisher until the block ends."""
+    publisher = LabelPublisher(write, pacing)
     task = asyncio.create_task(publisher.run())
     try:
-        for wanted, condition in steps:
-            publisher.update(wanted)
-            await until(condition)
-        await until(lambda: publisher.trouble is None)
+        yield publisher
     finally:
         assert not task.done()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def publish(write: Write, *steps: tuple[Mapping[str, str], Callable[[], object]]) -> None:
+    """Have labels written one after another, each until its condition holds."""
+    async with labelling(write) as publisher:
+        for wanted, condition in steps:
+            publisher.update(wanted)
+            await until(condition)
+        await until(lambda: publisher.trouble is None)
 
 
 def on_node(api: ApiServer) -> dict[str, str]:
@@ -257,6 +265,54 @@ def test_labels_that_stay_are_not_written_again(api: ApiServer, tmp_path: Path) 
     step = ({"a": "1"}, lambda: on_node(api).get("a") == "1")
     publish_to(api, tmp_path, *[step] * 500)
     assert len(api.writes) == 1
+
+
+def test_an_agent_that_starts_again_writes_no_label(api: ApiServer, tmp_path: Path) -> None:
+    for _ in range(2):
+        looked = len(api.asked("GET"))
+        step = ({"a": "1"}, lambda before=looked: len(api.asked("GET")) > before)
+        publish_to(api, tmp_path, step, ({"a": "1"}, lambda: on_node(api).get("a") == "1"))
+    assert len(api.writes) == 1
+
+
+def _made_anew(api: ApiServer) -> None:
+    api.remove("Node", "node-1")
+    api.owners.forget(("nodes", "", "node-1"))
+    metadata = {"name": "node-1", "labels": {"zone": "a"}}
+    api.put({"apiVersion": "v1", "kind": "Node", "metadata": metadata})
+
+
+def _overwritten(api: ApiServer) -> None:
+    metadata = {"name": "node-1", "labels": {"zone": "a", "a": "x"}}
+    api.put({"apiVersion": "v1", "kind": "Node", "metadata": metadata})
+
+
+@pytest.mark.parametrize("do", [_made_anew, _overwritten])
+def test_labels_that_are_gone_come_back_after_a_while(
+    api: ApiServer, tmp_path: Path, do: Callable[[ApiServer], None]
+) -> None:
+    clock = Clock()
+
+    async def main() -> None:
+        kubeconfig = str(api.kubeconfig(tmp_path / "kubeconfig"))
+        async with (
+            client.connected(kubeconfig, agent="kata-gpu/test") as asking,
+            labelling(node.to_node(asking, "node-1"), replace(SOON, now=clock)) as publisher,
+        ):
+            publisher.update({"a": "1"})
+            await until(lambda: on_node(api).get("a") == "1")
+            do(api)
+            for _ in range(50):
+                clock.now_s += 5
+                publisher.update({"a": "1"})
+                await asyncio.sleep(0.005)
+            assert len(api.asked("PATCH")) == 1
+            clock.now_s += 600
+            publisher.update({"a": "1"})
+            await until(lambda: on_node(api) == {"zone": "a", "a": "1"})
+
+    asyncio.run(main())
+    assert len(api.asked("PATCH")) == 2
 
 
 @pytest.mark.parametrize("status", [0, 403, 409, 429, 500])

@@ -12,8 +12,8 @@ from kata_gpu.host import locks
 from kata_gpu.model.kubernetes import DRIVERS, FABRIC_DRIVER, GPU_DRIVER
 from kata_gpu.model.slices import NodeIdentity
 from kata_gpu.plan.kubernetes import labels, slices
-from kata_gpu.publish.kubernetes import client, withdrawal
-from kata_gpu.publish.kubernetes.node import FEATURE_FILE
+from kata_gpu.publish.kubernetes import client
+from kata_gpu.publish.kubernetes.node import FEATURE_FILE, owned_labels
 from tests.api_server import ApiServer, api_server
 from tests.kernel import nodes
 from tests.kernel.fake import FakeKernel
@@ -316,10 +316,10 @@ def test_labels_are_the_agents_by_its_manager_alone() -> None:
         {"manager": "kata-gpu", "operation": "Apply", "fieldsV1": {"f:spec": []}},
         "nonsense",
     ]
-    found = withdrawal.owned_labels({"metadata": {"managedFields": entries}})
+    found = owned_labels({"metadata": {"managedFields": entries}})
     assert sorted(found) == ["a", "b"]
-    assert list(withdrawal.owned_labels({"metadata": {"managedFields": 7}})) == []
-    assert list(withdrawal.owned_labels({"metadata": {}})) == []
+    assert list(owned_labels({"metadata": {"managedFields": 7}})) == []
+    assert list(owned_labels({"metadata": {}})) == []
 
 
 def test_the_command_for_labels_names_all_that_an_agent_sets() -> None:

@@ -45,6 +45,10 @@ class Owners:
         self._owned[(key, manager)] = dict(wanted)
         return {**{f: v for f, v in have.items() if f not in gone}, **wanted}
 
+    def forget(self, key: Key) -> None:
+        """Know of no owner of an object that is made anew."""
+        self._owned = {place: owned for place, owned in self._owned.items() if place[0] != key}
+
     def managed_fields(self, key: Key) -> list[Json]:
         """Return who owns what of a node, as its metadata tells it."""
         return [

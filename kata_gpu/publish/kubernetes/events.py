@@ -109,7 +109,6 @@ class EventPublisher:
         self._client = client
         self._node = node
         self._pacing = pacing or Pacing()
-        self._identity: NodeIdentity | None = None
         self._series: dict[_Key, _Series] = {}
         self._tokens = float(BURST)
         self._filled_s = self._pacing.now()
@@ -179,10 +178,9 @@ class EventPublisher:
         series.told = count
 
     async def _create(self, series: _Series) -> None:
-        if self._identity is None:
-            node = await self._client.get_node(self._node)
-            self._identity = NodeIdentity(name=self._node, uid=str(node["metadata"]["uid"]))
-        body = event(series.first, self._identity, series.seen_at)
+        node = await self._client.get_node(self._node)  # which may have been made anew
+        identity = NodeIdentity(name=self._node, uid=str(node["metadata"]["uid"]))
+        body = event(series.first, identity, series.seen_at)
         if series.count > 1:
             body = {**body, "series": _repeated(series)}
         made = await self._client.create_event(body)

@@ -9,20 +9,17 @@ another owns it too.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from kata_gpu.model.slices import Object
 from kata_gpu.publish.kubernetes.client import KubernetesClient
 from kata_gpu.publish.kubernetes.errors import ApiError, NotFoundError
-from kata_gpu.publish.kubernetes.node import MANAGER
+from kata_gpu.publish.kubernetes.node import MANAGER, owned_labels
 
 log = logging.getLogger(__name__)
 
 _FORBIDDEN = 403
-_OWNED = "f:"
-"""What a field's name begins with in FieldsV1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,23 +64,6 @@ async def withdraw(client: KubernetesClient, node: str, published: Published) ->
             log.debug("ResourceSlice %s is gone already", stored["metadata"]["name"])
     if published.labels:
         await client.apply_node_labels(node, {}, manager=MANAGER)
-
-
-def owned_labels(node: Object) -> Iterator[str]:
-    """Yield the keys of a Node's labels that our field manager applied."""
-    entries = node["metadata"].get("managedFields")
-    for entry in entries if isinstance(entries, list) else ():
-        known = entry if isinstance(entry, Mapping) else {}
-        if (known.get("manager"), known.get("operation")) == (MANAGER, "Apply"):
-            labels = _within(known, ("fieldsV1", "f:metadata", "f:labels"))
-            yield from (k.removeprefix(_OWNED) for k in labels if k.startswith(_OWNED))
-
-
-def _within(found: Mapping[str, Any], keys: Iterable[str]) -> Mapping[str, Any]:
-    for key in keys:
-        inner = found.get(key)
-        found = inner if isinstance(inner, Mapping) else {}
-    return found
 
 
 async def _slices(
