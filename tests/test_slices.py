@@ -268,6 +268,18 @@ def test_a_bundle_of_more_than_two_sets_hold_is_not_published_and_its_members_ar
     assert names == [member.name for member in members]
 
 
+def test_what_is_left_out_leaves_nobody_with_too_many_sets() -> None:
+    """Without the one that takes all, a counter less is shared, and the sets begin elsewhere."""
+    first = [f"a{number:02}" for number in range(32)]
+    second = [f"b{number:02}" for number in range(64)]
+    taken = ([*first, *second], first[:1], *[[*first[1:], second[0]]] * 2, *[second] * 2)
+    devices = [gpu(n, counts=dict.fromkeys(names, 1)) for n, names in enumerate(taken)]
+    found = of(*devices)
+    assert [fault for body in found for fault in validation.slice_faults(body)] == []
+    names = [device["name"] for device in found[0]["spec"]["devices"]]
+    assert names == [device.name for device in devices[1:4]]
+
+
 def test_a_bundle_of_64_is_published_with_two_sets() -> None:
     members = [gpu(n, counts={f"c{n:03}": 1}) for n in range(64)]
     found = of(*members, bundle("all", *members))

@@ -60,9 +60,17 @@ def share(devices: Sequence[Device]) -> Shared:
 
 
 def within_limits(devices: Sequence[Device]) -> list[Device]:
-    """Return the devices that the API lets take all they take: from two sets, 64 counters."""
-    shared = share(devices)
-    return [d for d in devices if len(shared.consumed(d)) <= CONSUMED_SETS_MAX]
+    """Return the devices that the API lets take all they take: from two sets, 64 counters.
+
+    Without those that are left out the sets may be others, so they are looked at anew.
+    """
+    found = list(devices)
+    while True:
+        shared = share(found)
+        kept = [d for d in found if len(shared.consumed(d)) <= CONSUMED_SETS_MAX]
+        if len(kept) == len(found):
+            return kept
+        found = kept
 
 
 def _counts(device: Device) -> dict[str, int]:
@@ -80,12 +88,12 @@ def _connected(devices: Iterable[Device], wanted: Iterable[str]) -> list[list[st
     groups: dict[str, set[str]] = {name: {name} for name in wanted}
     for device in devices:
         names = [name for name in _counts(device) if name in groups]
-        if not names:
+        if len({id(groups[name]) for name in names}) < 2:  # noqa: PLR2004 - one is together
             continue
         merged = set[str]().union(*(groups[name] for name in names))
         groups.update(dict.fromkeys(merged, merged))
-    unique = {min(group): sorted(group) for group in groups.values()}
-    return [unique[name] for name in sorted(unique)]
+    unique = {id(group): group for group in groups.values()}
+    return sorted(map(sorted, unique.values()))
 
 
 def _packed(groups: Iterable[Sequence[str]]) -> Iterator[list[str]]:

@@ -21,6 +21,7 @@ AT_ONCE: Final = frozenset({"quarantined", "stuck", "foreign"})
 def settle(before: Settled, devices: Sequence[Device], now_s: float) -> Settled:
     """Return *devices* with the taints to publish at *now_s*, given what was *before*."""
     known = {device.name for device in before.devices}
+    held_before = _by_device(before.held)
     held: dict[TaintId, HeldTaint] = {}
     for device in devices:
         wanted = {(device.name, taint.key, taint.effect): taint for taint in device.taints}
@@ -28,21 +29,31 @@ def settle(before: Settled, devices: Sequence[Device], now_s: float) -> Settled:
             fresh = {i: HeldTaint(published=t, wanted=t, since_s=None) for i, t in wanted.items()}
             held.update(fresh)
             continue
-        held.update(_next(before.held, device.name, wanted, now_s))
+        held.update(_next(held_before.get(device.name, {}), wanted, now_s))
+    published = _by_device(held)
     due = [_due_s(taint) for taint in held.values() if taint.since_s is not None]
     return Settled(
-        devices=tuple(replace(d, taints=_published(held, d.name)) for d in devices),
+        devices=tuple(replace(d, taints=_published(published.get(d.name, {}))) for d in devices),
         look_again_at_s=min(due, default=None),
         held=held,
     )
 
 
+Held = Mapping[TaintId, HeldTaint]
+
+
+def _by_device(held: Held) -> dict[str, dict[TaintId, HeldTaint]]:
+    found: dict[str, dict[TaintId, HeldTaint]] = {}
+    for key, taint in held.items():
+        found.setdefault(key[0], {})[key] = taint
+    return found
+
+
 def _next(
-    held: Mapping[TaintId, HeldTaint], name: str, wanted: Mapping[TaintId, Taint], now_s: float
+    held: Held, wanted: Mapping[TaintId, Taint], now_s: float
 ) -> Iterator[tuple[TaintId, HeldTaint]]:
     """Return the taints of one device as they are now; one that is gone is not among them."""
-    theirs = [key for key in held if key[0] == name]
-    for key in dict.fromkeys((*theirs, *wanted)):
+    for key in dict.fromkeys((*held, *wanted)):
         old = held.get(key)
         published = old.published if old else None
         want = wanted.get(key)
@@ -70,6 +81,6 @@ def _is_urgent(taint: Taint) -> bool:
     return taint.key.rpartition("/")[2] in AT_ONCE
 
 
-def _published(held: Mapping[TaintId, HeldTaint], name: str) -> tuple[Taint, ...]:
-    found = [t.published for key, t in held.items() if key[0] == name and t.published]
+def _published(held: Held) -> tuple[Taint, ...]:
+    found = [taint.published for taint in held.values() if taint.published]
     return tuple(sorted(found, key=lambda taint: (taint.key, taint.effect)))
