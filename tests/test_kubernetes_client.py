@@ -3,6 +3,8 @@
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -230,6 +232,34 @@ def test_a_server_that_says_nothing_is_given_up_at_the_deadline(tmp_path: Path) 
         silence = ApiServer(url=url)
         with pytest.raises(ApiError, match="timed out"):
             ask(silence, tmp_path, lambda c: c.get_claim("ns", "c", timeout_s=0.3))
+
+
+def test_who_ends_does_not_wait_for_a_server_that_says_nothing(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from kata_gpu.publish.kubernetes import client\n"
+        "async def main():\n"
+        "    async with client.connected(sys.argv[1], agent='kata-gpu/test') as asking:\n"
+        "        task = asyncio.create_task(asking.get_node('node-1'))\n"
+        "        await asyncio.sleep(0.3)\n"
+        "        task.cancel()\n"
+        "asyncio.run(main())\n"
+    )
+    with silent() as url:
+        kubeconfig = ApiServer(url=url).kubeconfig(tmp_path / "kubeconfig")
+        began_s = time.monotonic()
+        subprocess.run((sys.executable, "-c", code, kubeconfig), check=True, timeout=60)
+    assert time.monotonic() - began_s < 10
+
+
+def test_a_request_after_the_end_is_refused(api: ApiServer, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with connected(api, tmp_path) as asking:
+            pass
+        with pytest.raises(ApiError, match="the agent ends"):
+            await asking.get_node("node-1")
+
+    asyncio.run(main())
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,7 +18,7 @@ from urllib.parse import quote
 
 from kata_gpu.errors import HostError
 from kata_gpu.model.slices import Object, is_of
-from kata_gpu.publish.kubernetes import library, shapes
+from kata_gpu.publish.kubernetes import library, shapes, threads
 from kata_gpu.publish.kubernetes.errors import ApiError, clip, refusal, text_of
 from kata_gpu.publish.kubernetes.library import JSON, Server
 from kata_gpu.publish.kubernetes.watching import Watch
@@ -79,14 +78,15 @@ class KubernetesClient:
     def __init__(self, server: Server, agent: str) -> None:
         self._server = server
         self._agent = agent
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="kubernetes")
+        self._slots = asyncio.Semaphore(_THREADS)
+        self._is_closed = False
         self._watches: set[Watch] = set()
 
     def close(self) -> None:
         """End every watch, and begin nothing more; a request on its way is not waited for."""
         for watch in tuple(self._watches):
             watch.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._is_closed = True
         self._server.close()
 
     async def get_node(self, name: str) -> Object:
@@ -208,10 +208,10 @@ class KubernetesClient:
             response = self._request(method, path, query, body=body, kind=kind, timeouts=timeouts)
             return self._answer(response, f"{method} {path}", until_s)
 
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, ask)
-        except RuntimeError as error:  # the pool is shut down
-            raise ApiError(f"cannot {method} {path}: the agent ends") from error
+        async with self._slots:
+            if self._is_closed:
+                raise ApiError(f"cannot {method} {path}: the agent ends")
+            return await threads.call(ask, name="kubernetes")
 
     def _request(
         self,
