@@ -29,7 +29,7 @@ from kata_gpu.publish.kubernetes.errors import (
     refusal,
 )
 from kata_gpu.publish.kubernetes.watching import Watch
-from tests.api_server import ApiServer, api_server
+from tests.api_server import TOKEN, ApiServer, api_server
 from tests.kubernetes_devices import gpu, with_taint
 from tests.waiting import until
 
@@ -591,6 +591,28 @@ def test_without_a_service_account_that_is_told(monkeypatch: pytest.MonkeyPatch)
         HostError, match="the service account of this pod: Service host/port is not"
     ):
         asyncio.run(main())
+
+
+def test_a_token_in_a_file_is_read_again_when_the_server_knows_it_no_more(
+    api: ApiServer, tmp_path: Path
+) -> None:
+    kubeconfig, token = api.kubeconfig(tmp_path / "kubeconfig"), tmp_path / "token"
+    document = json.loads(kubeconfig.read_text())
+    document["users"][0]["user"] = {"tokenFile": str(token)}
+    kubeconfig.write_text(json.dumps(document))
+    token.write_text("of yesterday")
+
+    async def main() -> list[int]:
+        async with client.connected(str(kubeconfig), agent="kata-gpu/test") as asking:
+            with pytest.raises(ApiError, match="401"):
+                await asking.get_node("node-1")
+            token.write_text(TOKEN)
+            with pytest.raises(ApiError, match="401"):
+                await asking.get_node("node-1")
+            await asking.get_node("node-1")
+        return [request.status for request in api.requests]
+
+    assert asyncio.run(main()) == [401, 401, 200]
 
 
 def test_the_agent_says_who_it_is_and_by_which_token(api: ApiServer, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import json
 import ssl
 import sys
 import types
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -24,6 +24,7 @@ from kata_gpu.errors import HostError
 JSON: Final = "application/json"
 USER_AGENT: Final = f"kata-gpu/{__version__}"
 SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+_UNAUTHORIZED: Final = 401
 _PACKAGES: Final = ("kubernetes", "kubernetes.client", "kubernetes.config", "kubernetes.utils")
 """Those that import, by their ``__init__``, all that is below and beside them."""
 
@@ -34,8 +35,15 @@ _NO_KUBECONFIG: Final = (OSError, ValueError, TypeError, AttributeError, LookupE
 class Server:
     """An API server, and who we are to it."""
 
-    def __init__(self, configuration: Any, rest: Any, refusals: type[Exception]) -> None:
+    def __init__(
+        self,
+        configuration: Any,
+        rest: Any,
+        refusals: type[Exception],
+        renew: Callable[[], None] | None = None,
+    ) -> None:
         self._configuration = configuration
+        self._renew = renew
         self._rest = rest
         urllib3 = importlib.import_module("urllib3")
         self._timeout = urllib3.Timeout
@@ -61,6 +69,8 @@ class Server:
     ) -> Any:
         """Return urllib3's response, its body not yet read. Blocks; is not tried again.
 
+        When the server does not know us any more, who we are is read anew for the next request.
+
         *timeouts_s* are to connect, and between two pieces of the answer.
         """
         headers = {"Accept": JSON, "User-Agent": agent}
@@ -69,7 +79,7 @@ class Server:
         if body is not None:
             headers["Content-Type"] = kind
         connect_s, read_s = timeouts_s
-        return self._rest.pool_manager.request(
+        response = self._rest.pool_manager.request(
             method,
             f"{self._configuration.host}{path}{'?' if query else ''}{urlencode(query or {})}",
             body=None if body is None else json.dumps(body).encode(),
@@ -77,6 +87,9 @@ class Server:
             timeout=self._timeout(connect=connect_s, read=read_s),
             preload_content=False,
         )
+        if response.status == _UNAUTHORIZED and self._renew is not None:
+            self._renew()
+        return response
 
     def _credential(self, text: str | None) -> str:
         """Return it as a header has it, or say what is wrong without saying what it is."""
@@ -121,22 +134,36 @@ def kubeconfig(path: str | None, *, connections: int) -> Server:
     configuration = importlib.import_module("kubernetes.client.configuration").Configuration()
     rest = importlib.import_module("kubernetes.client.rest")
     no_yaml = importlib.import_module("yaml").YAMLError
-    try:
+    refusals = (loading.ConfigException, no_yaml, *_NO_KUBECONFIG)
+
+    def load() -> None:
         loading.load_kube_config(path, client_configuration=configuration, persist_config=False)
-    except (loading.ConfigException, no_yaml, *_NO_KUBECONFIG) as error:
+
+    def renew() -> None:
+        """Read tokens anew, which are in files, or made by programs; the refusal tells the rest."""
+        with suppress(*refusals):
+            load()
+
+    try:
+        load()
+    except refusals as error:
         raise HostError(str(error)) from error
-    return _connected(configuration, rest, loading.ConfigException, connections)
+    return _connected(configuration, rest, loading.ConfigException, connections, renew)
 
 
 def _connected(
-    configuration: Any, rest: Any, refusals: type[Exception], connections: int
+    configuration: Any,
+    rest: Any,
+    refusals: type[Exception],
+    connections: int,
+    renew: Callable[[], None] | None = None,
 ) -> Server:
     configuration.retries = False  # who asks decides
     configuration.keep_alive = True
     configuration.connection_pool_maxsize = connections
     client = rest.RESTClientObject(configuration)
     client.pool_manager.connection_pool_kw["ssl_context"] = _verifying(configuration)
-    return Server(configuration, client, refusals)
+    return Server(configuration, client, refusals, renew)
 
 
 def _verifying(configuration: Any) -> ssl.SSLContext:
