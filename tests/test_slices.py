@@ -14,6 +14,8 @@ from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Device, Door, E
 from kata_gpu.model.slices import NodeIdentity, Object, SliceChanges
 from kata_gpu.plan.kubernetes import slices
 from kata_gpu.plan.kubernetes.names import DNS_LABEL
+from kata_gpu.publish.kubernetes import shapes
+from kata_gpu.publish.kubernetes.errors import ApiError
 from tests.api_server import validation
 from tests.kubernetes_devices import bundle, gpu, with_taint
 
@@ -492,6 +494,32 @@ def test_from_any_state_the_changes_lead_to_the_desired_one(seed: int) -> None:
     assert [d["name"] for s in sorted(have, key=_name) for d in s["spec"]["devices"]] == [
         device.name for device in devices
     ]
+
+
+_WORDS: Final = st.sampled_from(
+    ("name", "taints", "key", "value", "effect", "timeAdded", "devices", "pool", "generation")
+)
+_JSON: Final = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_WORDS, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_JSON, _JSON, _JSON, st.booleans())
+def test_whatever_is_taken_for_a_slice_can_be_planned_for(
+    devices: object, owners: object, pool: object, has_pool: bool
+) -> None:
+    (have,) = stored(*of(H100))
+    have["metadata"] |= {"ownerReferences": owners}
+    have["spec"] = {**have["spec"], "devices": devices, **({"pool": pool} if has_pool else {})}
+    try:
+        shapes.resource_slice(have, "list")
+    except ApiError:
+        return
+    for written in changes([have], with_taint(H100)).replaces:
+        assert list(slices.differences(have, written))
 
 
 _NUMBERS: Final = itertools.count()

@@ -260,17 +260,17 @@ def _replacement(found: Object, desired: Object) -> Object:
     return {**desired, "metadata": {**metadata, "ownerReferences": owners}, "spec": spec}
 
 
-def _times(found: Object) -> Iterator[tuple[tuple[object, ...], object]]:
+def _times(found: Object) -> Iterator[tuple[tuple[str, ...], object]]:
     for device in found["spec"].get("devices") or ():
         for taint in device.get("taints") or ():
             yield (device["name"], *_taint_id(taint)), taint.get("timeAdded")
 
 
-def _taint_id(taint: Object) -> tuple[object, ...]:
-    return taint.get("key"), taint.get("value") or None, taint.get("effect")
+def _taint_id(taint: Object) -> tuple[str, ...]:
+    return tuple(str(taint.get(field) or "") for field in ("key", "value", "effect"))
 
 
-def _with_times(device: Object, times: Mapping[tuple[object, ...], object]) -> Object:
+def _with_times(device: Object, times: Mapping[tuple[str, ...], object]) -> Object:
     if not device.get("taints"):
         return device
     taints = []

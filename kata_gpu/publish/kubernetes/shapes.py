@@ -17,9 +17,17 @@ def identified(found: Any, what: str) -> Mapping[str, Any]:
 
 
 def resource_slice(found: Any, what: str) -> Mapping[str, Any]:
-    """Return a ResourceSlice that is one of a pool; else ApiError."""
-    pool = _in(_in(identified(found, what), "spec"), "pool")
-    if not isinstance(pool.get("generation", 0), int):
+    """Return a ResourceSlice that is one of a pool, of devices with names; else ApiError."""
+    spec = _in(identified(found, what), "spec")
+    devices = spec.get("devices") or []
+    is_sound = (
+        isinstance(spec.get("pool"), Mapping)
+        and isinstance(spec["pool"].get("generation", 0), int)
+        and _are_objects(_in(found, "metadata").get("ownerReferences"))
+        and _are_objects(devices)
+        and all(isinstance(d.get("name"), str) and _are_objects(d.get("taints")) for d in devices)
+    )
+    if not is_sound:
         raise ApiError(f"cannot {what}: the answer is no ResourceSlice: {found!s:.100}")
     return dict(found)
 
@@ -30,6 +38,12 @@ def version(found: Any, what: str) -> str:
     if not isinstance(told, str):
         raise ApiError(f"cannot {what}: the answer has no version: {found!s:.100}")
     return told
+
+
+def _are_objects(found: Any) -> bool:
+    return found is None or (
+        isinstance(found, list) and all(isinstance(item, Mapping) for item in found)
+    )
 
 
 def _in(found: Any, key: str) -> Mapping[str, Any]:
