@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -192,6 +192,48 @@ def test_silent_clients_in_great_number_only_delay_the_others(path: Path) -> Non
                 channel.close()
 
     assert served(path, ask, deadline_s=0.2) == STATE
+
+
+def test_silent_clients_without_number_take_few_descriptors(path: Path) -> None:
+    def ask() -> tuple[int, object]:
+        before = len(os.listdir("/proc/self/fd"))
+        with ExitStack() as silent:
+            for _ in range(300):
+                channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                silent.enter_context(channel).connect(str(path))  # waits while the queue is full
+            channel.settimeout(5)
+            assert rest(channel) == b""  # the last one is closed, and all before were accepted
+            taken = len(os.listdir("/proc/self/fd")) - before - 300
+        return taken, client.get(path, "/v1/status")
+
+    taken, answered = served(path, ask, deadline_s=5)
+    assert 32 <= taken <= 128
+    assert answered == STATE
+
+
+def test_what_a_client_says_is_not_read_before_its_turn(path: Path) -> None:
+    def ask() -> int:
+        with ExitStack() as silent:
+            for _ in range(32):
+                silent.enter_context(connected(path))
+            return taken_from(silent.enter_context(connected(path)))
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        buffered = taken_from(ours)
+    assert served(path, ask, deadline_s=5) == buffered
+
+
+def taken_from(channel: socket.socket) -> int:
+    """Return how many bytes are taken from one who does not wait for a reader."""
+    channel.setblocking(False)
+    taken = 0
+    for _ in range(20):
+        with suppress(BlockingIOError):
+            while True:
+                taken += channel.send(bytes(1024))
+        time.sleep(0.01)
+    return taken
 
 
 def test_many_clients_at_once_are_all_answered(path: Path) -> None:

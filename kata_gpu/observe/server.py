@@ -1,7 +1,8 @@
 """The status socket: HTTP/1.1 over a Unix socket.
 
 A client is not trusted: a request has a size, a connection has a deadline, and there are
-only so many of them at once. GET answers with the latest state; nothing is computed for it
+only so many of them at once: some are answered, some wait and nothing of theirs is read yet, and
+the rest is closed, for each takes a descriptor that the agent needs for other things. GET answers with the latest state; nothing is computed for it
 but its text, and off the loop where that takes a while. POST asks for something, and only
 root may, or the user the agent runs as: the kernel says who the peer is.
 """
@@ -19,7 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import listeners
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 _BODY_MAX_BYTES: Final = 65536
 _CONNECTION_DEADLINE_S: Final = 10.0
 _CONNECTIONS_MAX: Final = 32
+_WAITING_MAX: Final = 96
 
 Route = Callable[[], Any]
 """Returns a JSON-able document, or a Text; or one of these to be awaited, if it takes a while."""
@@ -133,6 +135,10 @@ class _Talks:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= _CONNECTIONS_MAX + _WAITING_MAX:
+            writer.transport.abort()
+            return
+        _transport(writer).pause_reading()
         task = asyncio.create_task(
             _talk(reader, writer, self._answers, self._slots, self._deadline_s)
         )
@@ -154,6 +160,7 @@ async def _talk(
 ) -> None:
     try:
         async with slots:
+            _transport(writer).resume_reading()
             with contextlib.suppress(OSError, TimeoutError):  # the client's trouble, not ours
                 async with asyncio.timeout(deadline_s) as deadline:
                     await _converse(reader, writer, answers, deadline)
@@ -161,6 +168,10 @@ async def _talk(
                     await writer.wait_closed()
     finally:
         writer.transport.abort()  # what is not sent by now is not waited for
+
+
+def _transport(writer: asyncio.StreamWriter) -> asyncio.Transport:
+    return cast("asyncio.Transport", writer.transport)
 
 
 def _listen(path: Path, mode: int) -> socket.socket:
