@@ -111,6 +111,15 @@ def test_folders_that_lead_in_a_circle_are_left_after_some_levels(folder: Path) 
     assert any("more than 8 deep" in problem for problem in specs.problems)
 
 
+def test_circles_beside_each_other_are_left_after_some_steps(folder: Path) -> None:
+    for number in range(10):
+        (folder / f"again-{number}").symlink_to(".")
+    specs = read(Host.at(folder.parents[1]), "/var/run/cdi")
+    *others, last = specs.problems
+    assert last.endswith("more than 2048 entries, or links that lead in a circle")
+    assert len(others) == 16
+
+
 def test_no_more_files_are_read_than_anybody_has(folder: Path) -> None:
     for number in range(1030):
         (folder / f"{number}.tmp").touch()

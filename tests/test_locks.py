@@ -1,5 +1,6 @@
 """One agent holds the lock, and it ends with its holder, however that ends."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -93,6 +94,24 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="cannot open the lock"), locks.exclusive(tmp_path / "lock"):
         pytest.fail("it opened a link")
     assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_pipe_that_somebody_locked_holds_up_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    pipe = os.open(tmp_path / "lock", os.O_RDWR)
+    fcntl.flock(pipe, fcntl.LOCK_EX)
+    with (
+        pytest.raises(HeldError, match="process unknown holds"),
+        locks.exclusive(tmp_path / "lock"),
+    ):
+        pytest.fail("it locked what is locked")
+    os.close(pipe)
+    assert locks.owner(tmp_path / "lock") == "unknown"
+
+
+def test_an_owner_that_is_no_process_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("1\n\x1b[2J")
+    assert locks.owner(tmp_path / "lock") == "unknown"
 
 
 def test_a_lock_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

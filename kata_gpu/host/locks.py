@@ -11,6 +11,7 @@ from typing import Final
 from kata_gpu.errors import HeldError, HostError
 
 _TRY_EVERY_S: Final = 0.002
+_HOW: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in its place holds up nobody
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def _is_taken(path: Path, held: ExitStack) -> bool:
 def owner(path: Path) -> str:
     """Return the process that says in the file at *path* that it holds the lock."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | _HOW)
     except OSError:
         return "unknown"
     try:
@@ -73,7 +74,7 @@ def exclusive(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | _HOW, 0o600)
     except OSError as error:
         raise HostError(
             f"cannot open the lock {path}: {error.strerror}; it needs a folder that can be written"
@@ -104,6 +105,7 @@ def _take(fd: int, path: Path) -> None:
 
 def _owner(fd: int) -> str:
     try:
-        return os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+        said = os.read(fd, 32).decode("ascii", "replace").strip()
     except OSError:
         return "unknown"
+    return said if said.isdecimal() else "unknown"

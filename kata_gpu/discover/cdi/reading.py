@@ -31,7 +31,9 @@ _SUFFIXES: Final = (".json", ".yaml")
 _MAX_BYTES: Final = 1 << 20
 _MAX_DEPTH: Final = 8
 _MAX_FILES: Final = 1024
+_MAX_ENTRIES: Final = 2048  # folders too: links to the folder they lie in multiply with each level
 _MAX_NODES: Final = 4096
+_MAX_PROBLEMS: Final = 16
 _BOTH: Final = tuple(Runtime)
 
 
@@ -83,21 +85,41 @@ class _Look:
         self._directory = directory
         self._found = found
         self._leftovers = leftovers
+        self._entries = 0
 
     def through(self, folder: str, real: str, depth: int) -> None:
         """Add what *folder*, which really is *real*, holds."""
         try:
             names = paths.names(self._host.path(real))
         except HostError as error:
-            self.problems.append(str(error))
+            self._complain(str(error))
             return
         for name in names:
-            if len(self._found) + len(self._leftovers) >= _MAX_FILES:
-                self.problems.append(
-                    f"cannot look at all of {self._directory}: it has more than {_MAX_FILES} files"
-                )
+            excess = self._excess()
+            if excess is not None:
+                self._not_all(excess)
                 return
+            self._entries += 1
             self._entry(f"{folder}/{name}", f"{real}/{name}", name, depth)
+
+    def _complain(self, problem: str) -> None:
+        """Tell a problem, but no more of them than somebody reads."""
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(problem)
+
+    def _not_all(self, excess: str) -> None:
+        """Tell that the rest is not looked at; once, for each level comes by here."""
+        problem = f"cannot look at all of {self._directory}: it has more than {excess}"
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def _excess(self) -> str | None:
+        """Return what there is too much of; None while there is not."""
+        if len(self._found) + len(self._leftovers) >= _MAX_FILES:
+            return f"{_MAX_FILES} files"
+        if self._entries >= _MAX_ENTRIES:
+            return f"{_MAX_ENTRIES} entries, or links that lead in a circle"
+        return None
 
     def _entry(self, path: str, real: str, name: str, depth: int) -> None:
         try:
@@ -131,7 +153,7 @@ class _Look:
                 )
             )
         if depth >= _MAX_DEPTH:
-            self.problems.append(f"cannot look into {path}: it is more than {_MAX_DEPTH} deep")
+            self._complain(f"cannot look into {path}: it is more than {_MAX_DEPTH} deep")
         else:
             self.through(path, target, depth + 1)
 
