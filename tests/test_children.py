@@ -319,3 +319,21 @@ def test_a_process_that_only_bears_the_name_is_no_child_of_ours(tmp_path: Path) 
     )
     os.chown(folder, 65534, 65534)
     assert leftovers.find(tmp_path) == ()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes PID namespaces")
+def test_a_process_of_a_container_is_no_child_of_ours() -> None:
+    code = (
+        "import os; open('/proc/self/comm', 'w').write('kata-gpu-store')\n"
+        "made = os.memfd_create('kata-gpu:bus/pci/devices/0000:41:00.0/driver/unbind=x')\n"
+        "print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        ["unshare", "--pid", "--fork", sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        assert [op for op in leftovers.find(PROC) if op.value == "x"] == []
+        process.communicate(b"\n")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -146,6 +147,25 @@ def test_a_file_that_many_have_mapped_is_found_for_each_once_it_is_known(tmp_pat
     (tmp_path / "8/map_files/7f0000000000-7f0000001000").symlink_to(FULL)
     found = procfs.uses(tmp_path, [number(FULL)])
     assert found == (use(8, How.MAPPED), use(9, How.MAPPED))
+
+
+def test_mappings_without_number_take_little_memory_and_the_last_one_is_found(
+    tmp_path: Path,
+) -> None:
+    name = f"/{'x' * 3900}"
+    maps = (LINE.format(inode=inode, path=f"{name}/{inode}") for inode in range(10_000, 15_000))
+    last = LINE.replace("7f0000000000", "7f0000000fff").format(inode=9, path="/some/where")
+    proc = proc_with(tmp_path, 7, maps="".join((*maps, last)))
+    (tmp_path / "7/map_files").mkdir()
+    (tmp_path / "7/map_files/7f0000000000-7f0000001000").symlink_to("/dev/null")
+    (tmp_path / "7/map_files/7f0000000fff-7f0000001000").symlink_to(FULL)
+    tracemalloc.start()
+    try:
+        assert procfs.uses(proc, [number(FULL)]) == (use(7, How.MAPPED),)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1 << 20  # of 20 MB
 
 
 def test_memory_without_a_file_is_no_device(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """What children of this agent, or of an earlier one, still wait for in the kernel.
 
-They say by themselves what they do, see `child`.
+They say by themselves what they do, see `child`. So could others: what counts is root's and in
+this agent's PID namespace, where no container is that does not see the host's processes.
 
-Source: proc(5).
+Source: proc(5); pid_namespaces(7).
 """
 
 import os
@@ -29,19 +30,20 @@ def find(proc: Path) -> tuple[Operation, ...]:
         names = os.listdir(proc)
     except OSError as error:
         raise HostError(f"cannot list {proc}: {error.strerror}") from error
+    own_namespace = _namespace(proc / "self")
     for process in sorted(filter(str.isdigit, names), key=int):
         if _first_line(f"{proc}/{process}/comm") in child.NAMES:
-            operation = _operation(proc, process)
+            operation = _operation(proc, process, own_namespace)
             if operation is not None:
                 found.append(operation)
     return tuple(found)
 
 
-def _operation(proc: Path, process: str) -> Operation | None:
+def _operation(proc: Path, process: str, own_namespace: str | None) -> Operation | None:
     """Return what a child says that it does; None for one that ends, or is not ours."""
     folder = proc / process
     try:
-        if folder.stat().st_uid != os.geteuid():
+        if folder.stat().st_uid != os.geteuid() or _namespace(folder) != own_namespace:
             return None
         targets = [os.readlink(folder / "fd" / name) for name in os.listdir(folder / "fd")]
     except OSError:
@@ -58,6 +60,14 @@ def _operation(proc: Path, process: str) -> Operation | None:
                 wait_channel=channel if _SYMBOL.fullmatch(channel) else None,
             )
     return None
+
+
+def _namespace(folder: Path) -> str | None:
+    """Return the PID namespace of a process; None where the kernel has none, or does not say."""
+    try:
+        return os.readlink(folder / "ns/pid")
+    except OSError:
+        return None
 
 
 def _age_s(proc: Path, process: str) -> float:

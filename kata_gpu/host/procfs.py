@@ -39,6 +39,11 @@ _UID: Final = re.compile(r"^Uid:\s+([0-9]+)", re.MULTILINE)
 _START_TIME: Final = 19
 """Index of starttime in /proc/PID/stat after the command, proc(5)."""
 
+_PIECE_BYTES: Final = 1 << 16
+_FILES_KEPT: Final = 8192
+_FILE_MAX_BYTES: Final = 256
+"""A process may map 65,530 files with paths of 4 KiB; what is kept of them is less."""
+
 _NONE: Final = 0  # as a device's number: no device has it
 
 _AT_FDCWD: Final = -100
@@ -200,12 +205,13 @@ class _Scan:
 
     def _mapped(self, at: bytes) -> set[int]:
         found = set()
-        for line in _MAPPING.finditer(_read(at + b"/maps")):
-            number = self._mapped_files.get(line[2])
-            if number is None:
-                number = self._behind(at, line)
-            if number in self._wanted:
-                found.add(number)
+        for piece in _pieces(at + b"/maps"):
+            for line in _MAPPING.finditer(piece):
+                number = self._mapped_files.get(line[2])
+                if number is None:
+                    number = self._behind(at, line)
+                if number in self._wanted:
+                    found.add(number)
         return found
 
     def _behind(self, at: bytes, line: re.Match[bytes]) -> int:
@@ -220,7 +226,8 @@ class _Scan:
             number = self._device(b"%s/root%s" % (at, line[3]))
         if number is None:  # another process may know
             return _NONE
-        self._mapped_files[line[2]] = number
+        if len(self._mapped_files) < _FILES_KEPT and len(line[2]) <= _FILE_MAX_BYTES:
+            self._mapped_files[line[2]] = number
         return number
 
     def _device(self, path: bytes) -> int | None:
@@ -264,6 +271,19 @@ def _read(path: bytes) -> bytes:
             return file.read()
     except OSError:
         return b""
+
+
+def _pieces(path: bytes) -> Iterator[bytes]:
+    """Yield a file's content in pieces of whole lines; no more of it is held than one."""
+    rest = b""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while piece := file.read(_PIECE_BYTES):
+                whole, newline, rest = (rest + piece).rpartition(b"\n")
+                yield whole + newline
+    except OSError:  # it ended, or is not ours to see
+        return
+    yield rest
 
 
 def _vfio_device(fdinfo: bytes) -> set[PciAddress]:
