@@ -1,6 +1,7 @@
 """The command line, as a shell runs it: words in, text and exit status out."""
 
 import json
+import logging
 import os
 import pty
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 
 from kata_gpu import __version__
 from kata_gpu.agent import node
+from kata_gpu.cli.log_lines import OneLine
 from tests.kernel import nodes
 from tests.kernel.fake import RELEASE, FakeKernel
 from tests.passthrough import EVERY_GPU, SETTINGS, TEXT, everything, journal_of
@@ -420,3 +422,39 @@ def test_inventory_loads_only_what_it_needs(home: Path) -> None:
     found = loaded("inventory", "--root", home)
     assert "kata_gpu" in found
     assert not found & {"grpc", "kubernetes", "pyudev", "pydantic", "asyncio", "tomli_w", "yaml"}
+
+
+def test_an_error_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    assert "/a?[2J?b.toml" in complaint(run("plan", "--settings", tmp_path / "a\x1b[2J\x9bb.toml"))
+
+
+def test_what_is_logged_is_one_line_and_a_traceback_looks_like_none() -> None:
+    def formatted(*words: object, **more: object) -> str:
+        record = logging.makeLogRecord({"levelname": "INFO", "msg": "%s", "args": words, **more})
+        return OneLine("%(levelname)s %(message)s").format(record)
+
+    assert formatted("Grüße\nINFO \x1b[2J\udcff") == "INFO Grüße\\nINFO \\x1b[2J\\udcff"
+    assert len(formatted("x" * 100_000)) < 10_000
+    error = ValueError("a\nINFO bound\x1b")
+    traced = formatted("failed", exc_info=(ValueError, error, None)).split("\n")
+    assert traced == ["INFO failed", "| ValueError: a", "| INFO bound\\x1b"]
+
+
+def test_a_daemon_logs_in_lines(tmp_path: Path) -> None:
+    code = (
+        "import logging; from kata_gpu import cli; cli._log_to_stderr('INFO')\n"
+        "logging.info('a%sb', chr(10))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stderr.endswith(r"INFO a\nb" + "\n")
+
+
+def test_no_folder_is_everybody_s_to_write_to(tmp_path: Path) -> None:
+    kernel = nodes.single_gpu(tmp_path)
+    code = "import os, sys; os.umask(0); from kata_gpu import cli; cli.main(sys.argv[1:])"
+    argv = [sys.executable, "-c", code, "apply", "--yes", "--root", str(written(kernel))]
+    subprocess.run(argv, capture_output=True, check=False)  # no kernel stands behind its files
+    made = kernel.host.path(SETTINGS.lock).parent
+    assert made.stat().st_mode & 0o777 == 0o755

@@ -340,6 +340,17 @@ def test_a_device_that_is_not_ready_after_it_was_brought_is_refused(node: Node) 
     asyncio.run(main())
 
 
+def test_what_a_claim_s_author_writes_begins_no_line(node: Node) -> None:
+    wish = opaque({"x\nINFO bound\x1b[2J": 1})
+    node.claims.put("one", allocated(FIRST), config=[wish])
+
+    async def main() -> None:
+        async with node.running() as (_, kubelet):
+            assert "x?INFO bound?[2J: there is no such field" in await refusal(kubelet, "one")
+
+    asyncio.run(main())
+
+
 def test_a_bug_is_an_answer_and_a_traceback(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     node.claims.give("one", LENT)
     node.turns.devices[LENT] = replace(node.turns.devices[LENT], units=())

@@ -330,6 +330,16 @@ def test_an_answer_that_comes_too_slowly_is_given_up_at_the_deadline(tmp_path: P
         thread.join()
 
 
+@pytest.mark.parametrize(("status", "reason"), [(200, "nested too deeply"), (500, "500: ")])
+def test_an_answer_that_is_nested_without_end_is_told(
+    tmp_path: Path, status: int, reason: str
+) -> None:
+    body = b'{"spec": %s%s}' % (b"[" * 9000, b"]" * 9000)
+    reply = b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
+    with saying(reply) as pretender, pytest.raises(ApiError, match=reason):
+        ask(pretender, tmp_path, lambda c: c.get_claim("ml", "train"))
+
+
 @pytest.mark.parametrize(
     "document",
     [

@@ -13,6 +13,7 @@ from kata_gpu.errors import KataGpuError
 
 def main(argv: Sequence[str] | None = None) -> Never:
     """Run the command line and exit with its status."""
+    os.umask(os.umask(0) | 0o022)  # before a folder is made: it is root's to write to
     gc.disable()  # a verb makes what it prints and ends; only the daemon has use for a collector
     status = _status(argv)
     gc.freeze()  # and at the exit there is nothing to look through
@@ -27,7 +28,9 @@ def _status(argv: Sequence[str] | None) -> int:
         status = int(options.verb(options))
         sys.stdout.flush()  # here a reader that has gone can still be told from an error
     except KataGpuError as error:
-        print(f"kata-gpu: {error}{_advice(error)}", file=sys.stderr)
+        from kata_gpu.cli import output  # noqa: PLC0415 - most end without
+
+        print(output.plain(f"kata-gpu: {error}{_advice(error)}"), file=sys.stderr)
         return ExitCode.FAILED
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,5 +56,9 @@ def _log_to_stderr(level: str | None) -> None:
         return
     import logging  # noqa: PLC0415 - looking at a node does not need it
 
+    from kata_gpu.cli.log_lines import OneLine  # noqa: PLC0415 - as logging
+
     stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(level=level, format=f"{stamp}%(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine(f"{stamp}%(levelname)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])

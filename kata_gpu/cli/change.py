@@ -33,9 +33,9 @@ def plan(options: argparse.Namespace) -> int:
         }
         print(output.dump(body, options.output))
     else:
-        print(review.text(found), end="")
+        print(output.plain(review.text(found)), end="")
         for problem in inventory.problems:
-            print(f"problem: {problem.subject}: {problem.reason}")
+            print(output.printable(f"problem: {problem.subject}: {problem.reason}"))
     return _verdict(found)
 
 
@@ -51,7 +51,7 @@ def apply(options: argparse.Namespace) -> int:
     ledger = node.open_journal(host, settings).ledger
     _, found = node.make_plan(host, settings, wanted, ledger)
     if options.dry_run or not found.steps:
-        print(review.text(found), end="")
+        print(output.plain(review.text(found)), end="")
         return _verdict(found)
     if not _agreed(found, options):
         return ExitCode.FAILED
@@ -76,7 +76,7 @@ def release(options: argparse.Namespace) -> int:
     found = node.make_release(host, settings, ledger, chosen)
     told = withdrawal.look(host, settings) if options.all else NOTHING
     if options.dry_run or not (found.steps or told.items):
-        print(review.text(found), end="")
+        print(output.plain(review.text(found)), end="")
         words.show(told)
         words.lament(told)
         return _released(found, told)
@@ -109,7 +109,7 @@ def _unit(name: str) -> str:
 
 def _agreed(found: Plan, options: argparse.Namespace, told: Withdrawal = NOTHING) -> bool:
     """Print the plan and what Kubernetes was told, and ask unless --yes was given."""
-    print(review.text(found), end="")
+    print(output.plain(review.text(found)), end="")
     words.show(told)
     sys.stdout.flush()
     count = len(found.steps) + len(told.items)
@@ -147,7 +147,8 @@ class Progress:
             outcome.result.value, "good" if outcome.result is Result.DONE else "bad"
         )
         detail = f": {outcome.detail}" if outcome.detail else ""
-        return f"{number:3}  {word}  {outcome.step}{detail} ({outcome.elapsed_s:.2f} s)"
+        told = output.printable(f"{outcome.step}{detail}")
+        return f"{number:3}  {word}  {told} ({outcome.elapsed_s:.2f} s)"
 
 
 def failed(report: Report) -> int:

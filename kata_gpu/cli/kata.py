@@ -64,7 +64,7 @@ def show(options: argparse.Namespace) -> int:
     else:
         form = printing.with_origins if options.origin else printing.toml
         text = form(found).rstrip("\n")
-        print("\n".join(output.printable(line) for line in text.split("\n")))
+        print(output.plain(text))
         _complain(f"{'refused' if f.is_fatal else 'note'}: {f}" for f in found.faults)
     return ExitCode.REFUSED if found.fatal else ExitCode.OK
 

@@ -82,6 +82,11 @@ def printable(value: Any) -> Any:
             return value
 
 
+def plain(text: str) -> str:
+    """Return lines of text without what else could steer a terminal."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def clipped(line: str) -> str:
     """Return *line* no longer than the terminal is wide, so that it can be taken back."""
     return line[: os.get_terminal_size(sys.stdout.fileno()).columns - 1]

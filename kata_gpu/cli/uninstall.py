@@ -66,7 +66,7 @@ def carry_out(host: Host, settings: Settings) -> int:
 
 
 def _show(found: Plan, left: Iterable[str], folders: Iterable[str]) -> None:
-    print(review.text(found), end="")
+    print(output.plain(review.text(found)), end="")
     for path in left:
         print(output.printable(f"then remove {path}"))
     for path in sorted(set(folders), reverse=True):  # the deepest first, as they go

@@ -1,10 +1,11 @@
 """The status socket: HTTP/1.1 over a Unix socket.
 
 A client is not trusted: a request has a size, a connection has a deadline, and there are
-only so many of them at once: some are answered, some wait and nothing of theirs is read yet, and
-the rest is closed, for each takes a descriptor that the agent needs for other things. GET answers with the latest state; nothing is computed for it
-but its text, and off the loop where that takes a while. POST asks for something, and only
-root may, or the user the agent runs as: the kernel says who the peer is.
+only so many of them at once. Some are answered, and some wait, of which nothing is read yet;
+what comes beyond is closed, for each takes a descriptor that the agent needs for other things.
+GET answers with the latest state; nothing is computed for it but its text, and off the loop
+where that takes a while. POST asks for something, and only root may, or the user the agent runs
+as: the kernel says who the peer is.
 """
 
 import asyncio

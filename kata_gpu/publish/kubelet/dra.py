@@ -245,11 +245,16 @@ async def _each(
             name = ClaimName(namespace=claim.namespace, name=claim.name, uid=claim.uid)
             return await handle(name)
         except (KataGpuError, ValueError) as error:
-            return refusal(error=str(error)[:_ERROR_MAX] or "cannot handle the claim")
+            return refusal(error=_line(str(error)) or "cannot handle the claim")
 
     answers = await asyncio.gather(*map(answer, request.claims))
     for claim, made in zip(request.claims, answers, strict=True):
         response.claims[claim.uid].CopyFrom(made)
+
+
+def _line(text: str) -> str:
+    """Return an error as the text of an event: on one line, for it may repeat a claim's words."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_ERROR_MAX])
 
 
 def _prepared(wire: Any, prepared: PreparedClaim | None) -> Any:

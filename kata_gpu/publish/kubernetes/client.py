@@ -265,7 +265,9 @@ def _failure(error: Exception, what: str) -> ApiError:
 def _object(raw: bytes, what: str) -> dict[str, Any]:
     try:
         found = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:  # a claim may hold what its author likes
+        raise ApiError(f"cannot {what}: the answer is nested too deeply") from error
+    except ValueError as error:
         raise ApiError(f"cannot {what}: the answer is no JSON: {text_of(raw)}") from error
     if not isinstance(found, dict):
         raise ApiError(f"cannot {what}: the answer is no JSON object: {text_of(raw)}")
