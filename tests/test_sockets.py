@@ -1,11 +1,16 @@
 """A socket is served from a moment to another, whatever happens between them."""
 
 import asyncio
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from kata_gpu.errors import HostError
+from kata_gpu.host import listeners
 from kata_gpu.publish.kubelet import sockets
 from kata_gpu.publish.kubelet.protos import pod_resources_v1_pb2 as pods
 
@@ -34,3 +39,49 @@ def test_one_that_ends_while_it_starts_leaves_nothing(short_path: Path, steps: i
 
     asyncio.run(main())
     assert complaints == []
+
+
+def test_a_link_in_place_of_a_socket_is_not_followed(short_path: Path) -> None:
+    victim, path = short_path / "victim", short_path / "s.sock"
+    victim.touch(mode=0o644)
+    path.symlink_to(victim)
+    with pytest.raises(HostError, match="somebody put something else there"):
+        listeners.restrict(path, 0o600)
+    assert victim.stat().st_mode & 0o777 == 0o644
+
+
+SWAP: Final = """
+import os, stat, sys
+victim, link, path = sys.argv[1:]
+print(flush=True)
+while True:
+    try:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.symlink(victim, link)
+            os.rename(link, path)
+    except OSError:
+        pass
+"""
+
+
+def test_a_socket_that_is_swapped_as_soon_as_it_is_made_leads_nowhere(short_path: Path) -> None:
+    victim, path = short_path / "victim", short_path / "s.sock"
+    victim.touch(mode=0o644)
+
+    async def main() -> None:
+        for _ in range(60):
+            with suppress(HostError):
+                async with sockets.serve(path, SERVICE):
+                    pass
+            assert victim.stat().st_mode & 0o777 == 0o644
+
+    argv = [sys.executable, "-c", SWAP, victim, short_path / "link", path]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as swapper:
+        assert swapper.stdout is not None
+        swapper.stdout.readline()
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        try:
+            asyncio.run(main())
+        finally:
+            swapper.kill()
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 5  # grpc's own

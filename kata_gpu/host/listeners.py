@@ -1,6 +1,8 @@
-"""Whether somebody listens on a Unix socket; the one place where that is asked.
+"""Unix sockets at a path: whether somebody listens there, and who may connect.
 
-Source: connect(2); what a socket's file is for is known to who listens alone, so it is dialled.
+What a socket's file is for is known to who listens alone, so it is dialled.
+
+Source: connect(2), unix(7).
 """
 
 import os
@@ -42,5 +44,23 @@ def make_way(path: Path) -> None:
         path.unlink(missing_ok=True)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise HostError(f"cannot serve on {path}: {error.strerror}") from error
+
+
+def restrict(path: Path, mode: int) -> None:
+    """Give the socket at *path* its mode; whoever puts a link in its place leads us nowhere.
+
+    Raises:
+        HostError: it is no socket, or cannot be looked at or changed.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                raise HostError(f"cannot serve on {path}: somebody put something else there")
+            Path(f"/proc/self/fd/{fd}").chmod(mode)  # fchmod(2) takes no such descriptor
+        finally:
+            os.close(fd)
     except OSError as error:
         raise HostError(f"cannot serve on {path}: {error.strerror}") from error

@@ -181,8 +181,11 @@ def _listen(path: Path, mode: int) -> socket.socket:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         listener.bind(str(path))
-        path.chmod(mode)  # before listen: nobody can connect in between
+        listeners.restrict(path, mode)  # before listen: nobody can connect in between
         listener.listen()
+    except HostError:
+        listener.close()
+        raise
     except OSError as error:
         listener.close()
         raise HostError(f"cannot serve on {path}: {error}") from error

@@ -20,6 +20,7 @@ import grpc
 from google.protobuf.message import Message
 
 from kata_gpu.errors import HostError
+from kata_gpu.host import listeners
 
 PATH_MAX_BYTES: Final = 107
 MESSAGE_MAX_BYTES: Final = 16 * 1024 * 1024
@@ -87,8 +88,12 @@ async def serve(
         path.unlink()
     try:
         server.add_insecure_port(address)
-        path.chmod(mode)
-    except (RuntimeError, OSError) as error:
+        listeners.restrict(path, mode)
+    except (RuntimeError, HostError) as error:
+        await server.start()  # one that never began keeps its descriptor
+        await server.stop(grace=None)
+        if isinstance(error, HostError):
+            raise
         raise HostError(f"cannot serve on {path}: {error}") from error
     starting = asyncio.ensure_future(server.start())
     try:
