@@ -19,7 +19,7 @@ import pytest
 
 from kata_gpu.errors import HostError
 from kata_gpu.host import detour, listeners
-from kata_gpu.host.detour import Detour, Guardian
+from kata_gpu.host.detour import LOCK, Detour, Guardian
 from kata_gpu.publish.kubelet.protos import pod_resources_v1_pb2 as api
 from kata_gpu.publish.kubelet.sockets import Client
 from tests.kubelet.pod_resources import PodResources, container, device
@@ -115,7 +115,7 @@ def test_it_leads_through_us_and_around_again(way: Detour) -> None:
     way.close()
     way.close()
     assert leads_to(way) == way.around
-    assert list(Path(way.link).parent.iterdir()) == [Path(way.link)]
+    assert set(Path(way.link).parent.iterdir()) == {Path(way.link), Path(f"{way.link}{LOCK}")}
 
 
 def test_what_a_reboot_left_leads_to_kubelet_as_soon_as_an_agent_looks(way: Detour) -> None:
@@ -168,14 +168,26 @@ def test_a_folder_that_cannot_be_made_is_told(way: Detour) -> None:
 
 def test_a_lock_that_is_not_given_back_is_not_waited_for(way: Detour) -> None:
     way.settle()
-    folder = os.open(Path(way.link).parent, os.O_RDONLY)
+    lock = os.open(f"{way.link}{LOCK}", os.O_RDWR)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(HostError, match="Resource temporarily unavailable"):
             way.open()
     finally:
-        os.close(folder)
+        os.close(lock)
     way.open()
+
+
+def test_who_may_only_read_the_folder_locks_nothing(way: Detour) -> None:
+    way.settle()
+    folder = os.open(Path(way.link).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        way.open()
+    finally:
+        os.close(folder)
+    assert way.is_open()
+    assert Path(f"{way.link}{LOCK}").stat().st_mode & 0o777 == 0o600
 
 
 def test_whoever_connects_while_it_changes_reaches_somebody(way: Detour) -> None:

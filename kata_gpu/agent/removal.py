@@ -32,7 +32,8 @@ def remains(host: Host, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
     Raises:
         HostError: a folder may not be looked into.
     """
-    last = (settings.pod_resources_link, settings.socket, settings.ledger, settings.lock)
+    link = settings.pod_resources_link
+    last = (link, f"{link}{detour.LOCK}", settings.socket, settings.ledger, settings.lock)
     found = (path for path in last if paths.is_there(host.path(path)))
     return (
         *temporaries.find(host, settings, ledger),

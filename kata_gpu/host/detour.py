@@ -6,13 +6,13 @@ child that waits for our end and does nothing else, sets it back after a kill -9
 
 What always holds:
 
-- the link is changed under a lock on its folder, by who has looked first: a guardian that comes
-  late takes nothing from a newer agent;
+- the link is changed under a lock, by who has looked first: a guardian that comes late takes
+  nothing from a newer agent. The lock is a file, for whoever may read a folder can lock it;
 - the link survives a reboot and our socket does not: a link that was left behind then leads
   nowhere, which is no socket, until an agent starts.
 
-Source: connect(2) follows links; flock(2) locks folders too; an out-of-memory kill of a whole
-cgroup spares who has -1000, Linux Documentation/admin-guide/cgroup-v2.rst, memory.oom.group.
+Source: connect(2) follows links; flock(2); an out-of-memory kill of a whole cgroup spares who has
+-1000, Linux Documentation/admin-guide/cgroup-v2.rst, memory.oom.group.
 """
 
 import fcntl
@@ -41,6 +41,10 @@ _READY: Final = b"!"
 _START_TIMEOUT_S: Final = 10.0
 _PATIENCE_S: Final = 2.0
 _BLINK_S: Final = 0.01
+LOCK: Final = ".lock"
+"""What is added to the link's name for the lock's."""
+
+_LOCK: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 _DEAF_TO: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -105,14 +109,21 @@ class Detour:
         """Return where one of the paths lies for us."""
         return self.root / path.removeprefix("/")
 
+    @property
+    def _name(self) -> str:
+        return self.link.rpartition("/")[2]
+
     @contextmanager
     def _locked(self) -> Iterator[int]:
         """Hold the link's folder open, and alone."""
         parent = self.at(self.link).parent
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            with _folder(parent) as folder:
-                _take(folder)
+            with (
+                _opened(parent, os.O_RDONLY | os.O_DIRECTORY) as folder,
+                _opened(f"{self._name}{LOCK}", _LOCK, folder) as lock,
+            ):
+                _take(lock)
                 yield folder
         except OSError as error:
             raise HostError(
@@ -121,7 +132,7 @@ class Detour:
 
     def _target(self, folder: int) -> str | None:
         """Return where the link leads; None where nothing is."""
-        name = self.link.rpartition("/")[2]
+        name = self._name
         try:
             if not stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode):
                 raise HostError(
@@ -135,8 +146,7 @@ class Detour:
         temporary = f"{files.TEMPORARY}{os.urandom(8).hex()}"
         os.symlink(target, temporary, dir_fd=folder)
         try:
-            name = self.link.rpartition("/")[2]
-            os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.rename(temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError:
             os.unlink(temporary, dir_fd=folder)
             raise
@@ -224,12 +234,12 @@ def sweep(directory: Path) -> list[Path]:
     return left
 
 
-def _take(folder: int) -> None:
-    """Lock a folder; whoever has it has it for an instant, unless it is frozen."""
+def _take(lock: int) -> None:
+    """Take the lock; whoever has it has it for an instant, unless it is frozen."""
     until = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > until:
                 raise
@@ -239,12 +249,12 @@ def _take(folder: int) -> None:
 
 
 @contextmanager
-def _folder(path: Path) -> Iterator[int]:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _opened(path: Path | str, how: int, folder: int | None = None) -> Iterator[int]:
+    fd = os.open(path, how | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
-        yield folder
+        yield fd
     finally:
-        os.close(folder)
+        os.close(fd)
 
 
 # In the guardian
