@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -337,3 +338,39 @@ def test_a_process_of_a_container_is_no_child_of_ours() -> None:
         assert process.stdout.readline() == b"\n"
         assert [op for op in leftovers.find(PROC) if op.value == "x"] == []
         process.communicate(b"\n")
+
+
+NO_MORE: Final = """
+import ctypes, os, resource, sys
+from pathlib import Path
+from kata_gpu.host.children import Children
+from kata_gpu.host.forker import Forker
+"imported".encode("unicode_escape")  # by who may read it
+for set_id in (os.setresgid, os.setresuid):  # whom the limit counts for
+    set_id(54321, 54321, 54321)
+ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: its files in /proc are its own
+agent = Children(root=Path(sys.argv[1]), timeout_s=30)
+process = agent.start() if sys.argv[2] == "True" else 0
+resource.prlimit(process, resource.RLIMIT_NPROC, (0, 4096))
+print(*(str(answer) for answer in agent.read(["vendor", "device"]).values()), sep="\\n")
+resource.prlimit(process, resource.RLIMIT_NPROC, (4096, 4096))
+print(*agent.read(["vendor"]).values())
+agent.stop()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_where_there_can_be_no_process_that_is_the_answer_and_the_next_is_started(
+    tmp_path: Path, has_forker: bool
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        Path(folder, "vendor").write_text("0x10de\n")
+        argv = [sys.executable, "-c", NO_MORE, folder, str(has_forker)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    *refused, last = done.stdout.splitlines()
+    assert [text.rpartition(": ")[2] for text in refused] == [
+        "Resource temporarily unavailable"
+    ] * 2
+    assert last == "0x10de"
+    assert (done.returncode, done.stderr) == (0, "")

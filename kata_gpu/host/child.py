@@ -8,6 +8,7 @@ import mmap
 import os
 import signal
 import struct
+from contextlib import suppress
 from typing import Final
 
 STORE: Final = b"kata-gpu-store"
@@ -21,6 +22,7 @@ FRAME: Final = struct.Struct("=iiH")
 PID: Final = -1
 """In place of a number: what follows is the child's pid."""
 
+_BEFORE_ATTRIBUTES: Final = 3
 _LABEL_MAX_BYTES: Final = 249  # memfd_create(2)
 _ATTRIBUTE_MAX_BYTES: Final = 4096
 _REGISTER_BYTES: Final = 4
@@ -40,13 +42,18 @@ def leave_everything(*, but: int) -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def fork(request: bytes, writing: int) -> int:
+def fork(request: bytes, writing: int) -> int | None:
     """Start a child that does what *request* says, and answers into *writing*; return its pid.
 
     The request is the child's name, the value to store or the offset to peek at in hexadecimal,
-    the root, and the attributes, with a NUL between each two.
+    the root, and the attributes, with a NUL between each two. None where there can be no further
+    process: that is the answer about each attribute then, and the next request may have its child.
     """
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        _refuse(request, writing, error.errno or errno.EAGAIN)
+        return None
     if pid == 0:
         try:
             leave_everything(but=writing)
@@ -54,6 +61,12 @@ def fork(request: bytes, writing: int) -> int:
         finally:
             os._exit(0)
     return pid
+
+
+def _refuse(request: bytes, writing: int, code: int) -> None:
+    count = request.count(b"\0") - _BEFORE_ATTRIBUTES + 1
+    with suppress(OSError):  # nobody waits for it any more
+        os.write(writing, b"".join(FRAME.pack(number, code, 0) for number in range(count)))
 
 
 def _do(request: bytes, writing: int) -> None:

@@ -41,12 +41,16 @@ class Forker:
 
 
 def _serve(control: socket.socket) -> NoReturn:
-    """Fork a child for each request until the agent ends."""
-    child.leave_everything(but=control.fileno())
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
-    while True:
-        request, descriptors, _, _ = socket.recv_fds(control, _REQUEST_MAX_BYTES, 1)
-        if not request:
-            os._exit(0)
-        child.fork(request, *descriptors)
-        os.close(*descriptors)
+    """Fork a child for each request until the agent ends; never go on as a second agent."""
+    try:
+        child.leave_everything(but=control.fileno())
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # nor for an answer, maybe
+        while True:
+            request, descriptors, _, _ = socket.recv_fds(control, _REQUEST_MAX_BYTES, 1)
+            if not request:
+                break
+            child.fork(request, *descriptors)
+            os.close(*descriptors)
+    finally:
+        os._exit(0)
