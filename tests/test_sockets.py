@@ -75,7 +75,7 @@ def test_a_socket_that_is_swapped_as_soon_as_it_is_made_leads_nowhere(short_path
                     pass
             assert victim.stat().st_mode & 0o777 == 0o644
 
-    argv = [sys.executable, "-c", SWAP, victim, short_path / "link", path]
+    argv = [sys.executable, "-c", SWAP, *map(str, (victim, short_path / "link", path))]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as swapper:
         assert swapper.stdout is not None
         swapper.stdout.readline()
