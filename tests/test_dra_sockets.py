@@ -1,6 +1,7 @@
 """Kubelet finds a DRA driver, loses it, finds it again, and hears how its devices are."""
 
 import asyncio
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,21 @@ def changed(watches: Watches) -> list[str]:
     told = (hint.text.replace("'", "").split(" ") for hint in watches.drain())
     found = [(words[0], Path(words[-1]).name) for words in told]
     return [f"{verb} {name}" for verb, name in found if verb in {"create", "delete"}]
+
+
+def test_what_is_no_lock_in_the_place_of_one_keeps_nobody_from_serving(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    (node.directory / "agent-folder.lock").mkdir(parents=True)
+    (node.directory / "agent-link.lock").symlink_to("/etc/hostname")
+    os.mkfifo(node.directory / "agent-pipe.lock")
+
+    async def main() -> None:
+        async with node.running() as (_, kubelet):
+            await kubelet.start_pod("pod", "one")
+
+    asyncio.run(main())
+    assert caplog.text.count("cannot clear up after agent") == 3
 
 
 def test_two_drivers_of_one_agent_do_not_meet(node: Node) -> None:

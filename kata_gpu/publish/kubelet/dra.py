@@ -164,19 +164,27 @@ class DraDriver:
 
     def _clear_after_the_dead(self) -> None:
         """Remove the sockets that agents left which were killed."""
-        settings = self._settings
         for name in self._home.agents():
             if name == self._home.agent:
                 continue
-            lock = self._home.lock_of(name)
-            with suppress(HeldError), locks.exclusive(lock):  # held, while it lives
-                plugin_sockets.clear(plugin_sockets.paths(settings.kubelet, settings.driver, name))
-                lock.unlink(missing_ok=True)
+            try:
+                self._clear_after(name)
+            except HeldError:  # it lives
+                continue
+            except KataGpuError as error:  # whoever left that there: it keeps nobody from serving
+                log.warning("cannot clear up after agent %s: %s", name, error)
         if self._extras is not None:
             try:
                 self._extras.sweep(self.claims())
             except KataGpuError as error:
                 log.warning("cannot look for metadata that a killed agent left: %s", error)
+
+    def _clear_after(self, agent: str) -> None:
+        settings, lock = self._settings, self._home.lock_of(agent)
+        with locks.exclusive(lock):
+            plugin_sockets.clear(plugin_sockets.paths(settings.kubelet, settings.driver, agent))
+            with suppress(OSError):  # whoever may not remove it can live with it
+                lock.unlink()
 
     async def _clean(self, preparer: Preparer) -> None:
         while True:
