@@ -293,7 +293,7 @@ def saying(reply: bytes) -> Iterator[ApiServer]:
         (b"HTTP/1.1 500 x\r\nContent-Length: 900\r\n\r\n" + b"x" * 900, r"500: x{500}…$"),
         (
             b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n" + b"[" * 90000,
-            r"is no JSON: \[{500}…$",
+            "the answer is nested too deeply",
         ),
         (b"HTTP/1.1 500 x\r\nContent-Length: 90000\r\n\r\n" + b"[" * 90000, r"500: \[{500}…$"),
         (
@@ -328,16 +328,6 @@ def test_an_answer_that_comes_too_slowly_is_given_up_at_the_deadline(tmp_path: P
         with pytest.raises(ApiError, match="the answer was not whole in time"):
             ask(slow, tmp_path, lambda c: c.get_claim("ns", "c", timeout_s=0.3))
         thread.join()
-
-
-@pytest.mark.parametrize(("status", "reason"), [(200, "nested too deeply"), (500, "500: ")])
-def test_an_answer_that_is_nested_without_end_is_told(
-    tmp_path: Path, status: int, reason: str
-) -> None:
-    body = b'{"spec": %s%s}' % (b"[" * 9000, b"]" * 9000)
-    reply = b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
-    with saying(reply) as pretender, pytest.raises(ApiError, match=reason):
-        ask(pretender, tmp_path, lambda c: c.get_claim("ml", "train"))
 
 
 @pytest.mark.parametrize(
