@@ -239,6 +239,20 @@ def test_the_socket_is_gone_with_the_agent(root: Path) -> None:
     asyncio.run(main())
 
 
+def test_an_agent_ends_though_a_folder_has_taken_the_place_of_its_socket(root: Path) -> None:
+    async def main() -> None:
+        async with kubelet(root) as manager, agent(root, *gpus(2)) as ours:
+            await offered(manager)
+            socket_path = manager.directory / OURS
+            socket_path.unlink()
+            socket_path.mkdir()
+            async with asyncio.timeout(5):
+                await ours.plugins.end()
+            socket_path.rmdir()
+
+    asyncio.run(main())
+
+
 # Agents that were killed
 
 

@@ -20,13 +20,14 @@ class Chores:
         """Why what is to be done is not, by its name."""
 
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._is_ending = False
 
     def __contains__(self, what: str) -> bool:
         return what in self._tasks
 
     def begin(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Have *work* done from now on; once for each name."""
-        if what not in self._tasks:
+        """Have *work* done from now on; once for each name, and not while they end."""
+        if what not in self._tasks and not self._is_ending:
             self._tasks[what] = asyncio.create_task(self._keep(what, work), name=what)
 
     async def go_on(self) -> None:
@@ -38,6 +39,7 @@ class Chores:
 
     async def end(self) -> None:
         """End every chore; those that came last, which need the others, first."""
+        self._is_ending = True
         for chore in reversed(self._tasks.values()):
             chore.cancel()
             await asyncio.gather(chore, return_exceptions=True)
@@ -53,4 +55,11 @@ class Chores:
             except Exception as error:
                 log.exception("%s failed; it is begun again", what)
                 self.troubles[what] = repr(error)
+            if _is_cancelled():  # and failed on its way out
+                return
             await asyncio.sleep(_RETRY_S)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -67,6 +67,7 @@ class _Served:
     services: Sequence[Service]
     stack: AsyncExitStack | None = None
     identity: tuple[int, int] | None = None
+    """None when it is not served, or was removed before it was seen."""
 
     async def open(self) -> None:
         stack = AsyncExitStack()
@@ -79,16 +80,13 @@ class _Served:
 
     async def close(self) -> None:
         stack, self.stack = self.stack, None
-        if stack is None:
-            return
-        try:
+        if stack is not None:
             await stack.aclose()
-        except OSError as error:
-            log.warning("cannot remove %s: %s", self.path, error.strerror)
 
     @property
     def is_there(self) -> bool:
-        return self.stack is not None and _identity(self.path) == self.identity
+        is_served = self.stack is not None and self.identity is not None
+        return is_served and _identity(self.path) == self.identity
 
 
 class PluginSockets:

@@ -7,7 +7,7 @@ Source: kubelet's plugin watcher and device manager; the length is that of sun_p
 """
 
 import asyncio
-import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -21,6 +21,8 @@ from google.protobuf.message import Message
 
 from kata_gpu.errors import HostError
 from kata_gpu.host import listeners
+
+log = logging.getLogger(__name__)
 
 PATH_MAX_BYTES: Final = 107
 MESSAGE_MAX_BYTES: Final = 16 * 1024 * 1024
@@ -84,9 +86,8 @@ async def serve(
     address = _address(path)
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers(tuple(service.handler() for service in services))
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
     try:
+        path.unlink(missing_ok=True)
         server.add_insecure_port(address)
         listeners.restrict(path, mode)
     except (RuntimeError, HostError) as error:
@@ -102,8 +103,15 @@ async def serve(
     finally:
         await starting
         await server.stop(grace=grace_s)
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a socket; an error here would take the place of the cancellation that ends it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("cannot remove %s: %s", path, error.strerror)
 
 
 class Client:
