@@ -155,6 +155,34 @@ def test_a_change_that_is_refused_does_not_hold_up_the_others(path: Path) -> Non
     assert list(third) == ["u-1", "u-2"]
 
 
+def test_a_change_with_a_bug_is_an_error_to_who_asked_for_it(path: Path) -> None:
+    def change(_claims: Claims) -> Claims:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        checkpoint = Checkpoint(path, boot_id=BOOT)
+        with pytest.raises(KataGpuError, match="ZeroDivisionError"):
+            async with asyncio.timeout(5):
+                await checkpoint.update(change)
+        await checkpoint.update(adding(prepared("1")))
+        await checkpoint.close()
+        assert len(checkpoint.claims()) == 1
+
+    asyncio.run(main())
+
+
+def test_one_that_was_closed_can_be_used_again(path: Path) -> None:
+    async def main() -> None:
+        checkpoint = Checkpoint(path, boot_id=BOOT)
+        for number in (1, 2):
+            async with asyncio.timeout(5):
+                await checkpoint.update(adding(prepared(str(number))))
+            await checkpoint.close()
+        assert len(checkpoint.claims()) == 2
+
+    asyncio.run(main())
+
+
 def test_nothing_is_written_where_nothing_changes(path: Path) -> None:
     write(path, "u-1")
     before = path.stat()

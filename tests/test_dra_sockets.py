@@ -155,6 +155,44 @@ def test_sockets_that_cannot_be_served_anew_are_tried_again(
     asyncio.run(main())
 
 
+def test_a_driver_that_could_not_be_served_at_first_prepares_claims_later(node: Node) -> None:
+    node.root.mkdir(exist_ok=True)
+    (node.root / "plugins_registry").touch()
+
+    async def main() -> None:
+        driver = node.driver()
+        with pytest.raises(HostError, match="cannot serve"):
+            async with driver.serve():
+                pytest.fail("it is served")
+        (node.root / "plugins_registry").unlink()
+        async with driver.serve(), node.kubelet().run() as kubelet:
+            await registered(kubelet)
+            assert await kubelet.start_pod("pod", "one", timeout_s=5)
+
+    asyncio.run(main())
+
+
+def test_a_socket_that_vanishes_before_it_was_seen_is_served_anew(short_path: Path) -> None:
+    paths = plugin_sockets.paths(short_path, GPU_DRIVER, "a")
+
+    async def wipe() -> None:
+        while True:
+            paths.plugin.unlink(missing_ok=True)
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        sockets = plugin_sockets.PluginSockets(paths, (), ())
+        wiping = asyncio.create_task(wipe())
+        await sockets.open()
+        wiping.cancel()
+        assert not paths.plugin.exists()
+        assert await sockets.mend()
+        assert paths.plugin.exists()
+        await sockets.close()
+
+    asyncio.run(main())
+
+
 def test_a_stop_removes_both_sockets_and_kubelet_forgets_the_driver(node: Node) -> None:
     async def main() -> None:
         async with node.kubelet().run() as kubelet:

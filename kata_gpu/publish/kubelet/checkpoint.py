@@ -12,6 +12,7 @@ What cannot be read is never replaced by an empty one: a device could be given t
 import asyncio
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import files, locks
 from kata_gpu.publish.kubelet import checkpoint_form
 from kata_gpu.publish.kubelet.prepared import Claims, PreparedClaim
+
+log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S: Final = 5.0
 _MODE: Final = 0o600
@@ -54,7 +57,7 @@ class _Seen:
 
 
 class Checkpoint:
-    """The file, and its content as last read; close it after its last use.
+    """The file, and its content as last read; close it after each use.
 
     Changes that are asked for at once are written at once.
     """
@@ -66,7 +69,7 @@ class Checkpoint:
         self._seen = _Seen(None, None, _NOTHING)
         self._pending: list[tuple[Change, asyncio.Future[Claims]]] = []
         self._writer: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._thread = _new_thread()
 
     def claims(self) -> Claims:
         """Return what the file says now, by uid; it is read again only if it is another.
@@ -96,10 +99,11 @@ class Checkpoint:
         return await done
 
     async def close(self) -> None:
-        """Wait until what was begun is written."""
+        """Wait until what was begun is written; it can be used again."""
         if self._writer is not None:
             await self._writer
-        self._thread.shutdown()
+        ended, self._thread = self._thread, _new_thread()
+        ended.shutdown()
 
     def _look(self, identity: _Identity | None) -> Claims:
         """Read the file whatever its *identity*, whose stamps are coarse; parse what is new."""
@@ -115,7 +119,12 @@ class Checkpoint:
         while self._pending:
             batch, self._pending = self._pending, []
             changes = [change for change, _ in batch]
-            results = await loop.run_in_executor(self._thread, self._commit, changes)
+            results: Sequence[Claims | KataGpuError]
+            try:
+                results = await loop.run_in_executor(self._thread, self._commit, changes)
+            except Exception as error:  # who waits would wait for ever
+                log.exception("a bug: a change of %s failed", self.path)
+                results = [KataGpuError(f"cannot change {self.path}: {error!r:.200}")] * len(batch)
             for (_, done), result in zip(batch, results, strict=True):
                 if done.done():  # nobody waits for it any more
                     continue
@@ -146,6 +155,11 @@ class Checkpoint:
 
 
 _NOTHING: Final[Claims] = MappingProxyType({})
+
+
+def _new_thread() -> ThreadPoolExecutor:
+    """Return a thread, which begins with its first work."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
 
 def _apply(before: Claims, changes: Sequence[Change]) -> tuple[Claims, list[Claims | KataGpuError]]:
