@@ -15,7 +15,7 @@ from kata_gpu.publish.kubelet.checkpoint import Checkpoint
 from kata_gpu.publish.kubelet.dra import DraDriver, DriverSettings
 from kata_gpu.publish.kubelet.news import News
 from kata_gpu.publish.kubelet.prepared import ClaimName, Home
-from kata_gpu.publish.kubelet.preparing import Agent, Patience, Preparer
+from kata_gpu.publish.kubelet.preparing import Agent, Extras, Patience, Preparer
 from tests.kubelet.claims import NAMESPACE, POOL, ClaimStore
 from tests.kubelet.dra_manager import DraManager
 
@@ -126,7 +126,11 @@ class Node:
 
     @asynccontextmanager
     async def preparer(
-        self, agent: str = "a", *, patience: Patience = PATIENCE
+        self,
+        agent: str = "a",
+        *,
+        patience: Patience = PATIENCE,
+        extras: Callable[[Home], Extras] | None = None,
     ) -> AsyncIterator[tuple[Preparer, Checkpoint]]:
         """Run what prepares claims, without a socket."""
         home = Home(driver=GPU_DRIVER, pool=POOL, agent=agent, directory=self.directory)
@@ -134,7 +138,14 @@ class Node:
         self.turns.claimed = lambda: frozenset(
             unit for claim in checkpoint.claims().values() for unit in claim.units
         )
-        preparer = Preparer(home, checkpoint, self.agent, news=News(), patience=patience)
+        preparer = Preparer(
+            home,
+            checkpoint,
+            self.agent,
+            news=News(),
+            patience=patience,
+            extras=None if extras is None else extras(home),
+        )
         with locks.exclusive(home.lock_of(agent)):
             try:
                 yield preparer, checkpoint

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,8 @@ from kata_gpu.discover.cdi import read
 from kata_gpu.host import Host
 from kata_gpu.model.kubernetes import GPU_DRIVER
 from kata_gpu.plan import cdi
+from kata_gpu.publish.kubelet.device_metadata import DeviceMetadata
+from kata_gpu.publish.kubelet.prepared import PreparedClaim
 from tests.dra_node import Node, Turns, device
 from tests.kubelet.claims import NAMESPACE, allocated
 from tests.kubelet.dra_manager import DraManager, PrepareError
@@ -176,6 +179,61 @@ def test_what_a_killed_agent_left_is_removed_and_nothing_else(node: Node, folder
     names = {path.name for path in folder.iterdir()}
     assert names == {others.name, f"{GPU_DRIVER}_metadata_{uid}_gpu.json"}
     assert [path.parent.parent.name for path in metadata_files(node)] == ["tenants_one"]
+
+
+def test_a_claim_that_cannot_be_unprepared_keeps_its_files(node: Node, folder: Path) -> None:
+    uid = node.claims.give("one", FIRST)
+    lock = node.directory / "serialize.lock"
+
+    async def main() -> None:
+        async with node.running(metadata=folder) as (_, kubelet):
+            found = await kubelet.start_pod("pod", "one")
+            lock.unlink()
+            lock.mkdir()
+            with pytest.raises(PrepareError, match="cannot open the lock"):
+                await kubelet.stop_pod("pod")
+            lock.rmdir()
+            assert await again(kubelet) == found
+
+    asyncio.run(main())
+    assert [path.name for path in folder.iterdir()] == [f"{GPU_DRIVER}_metadata_{uid}_gpu.json"]
+
+
+class Killed(BaseException):
+    """The end of the process, which no handler sees."""
+
+
+class Mortal(DeviceMetadata):
+    """Its process is killed as soon as the files are gone."""
+
+    def remove(self, prepared: PreparedClaim) -> None:
+        super().remove(prepared)
+        raise Killed
+
+
+def test_files_that_went_with_a_killed_agent_are_written_anew(node: Node, folder: Path) -> None:
+    uid = node.claims.give("one", FIRST)
+    file = folder / f"{GPU_DRIVER}_metadata_{uid}_gpu.json"
+
+    async def main() -> None:
+        async with node.preparer("a", extras=lambda home: Mortal(home, folder)) as (first, _):
+            prepared = await first.prepare(node.named("one"))
+            assert prepared is not None
+            with pytest.raises(Killed):
+                await first.unprepare(node.named("one"))
+            assert not file.exists()
+        async with node.preparer("b", extras=lambda home: DeviceMetadata(home, folder)) as (
+            second,
+            checkpoint,
+        ):
+            again = await second.prepare(node.named("one"))
+            assert again == replace(prepared, owner="b")
+            assert file.exists()
+            await second.unprepare(node.named("one"))
+            assert checkpoint.claims() == {}
+
+    asyncio.run(main())
+    assert list(folder.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_leaves_nothing_prepared(node: Node, folder: Path) -> None:

@@ -403,6 +403,23 @@ def test_who_comes_for_a_device_that_is_just_let_go_gets_it(node: Node) -> None:
     asyncio.run(main())
 
 
+def test_who_comes_while_the_same_claim_is_unprepared_gets_it_anew(node: Node) -> None:
+    node.claims.give("one", LENT)
+
+    async def main() -> None:
+        async with node.preparer() as (preparer, checkpoint):
+            name = node.named("one")
+            await preparer.prepare(name)
+            unpreparing = asyncio.create_task(preparer.unprepare(name))
+            await asyncio.sleep(0)
+            prepared = await preparer.prepare(name)
+            await unpreparing
+            assert checkpoint.claims() == {name.uid: prepared}
+            assert node.turns.devices[LENT].is_ready
+
+    asyncio.run(main())
+
+
 def test_a_device_that_gets_well_in_time_is_given(node: Node) -> None:
     node.turns.change(FIRST, is_healthy=False, reason="being cleaned")
     node.claims.give("one", FIRST)

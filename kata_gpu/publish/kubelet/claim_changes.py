@@ -40,6 +40,20 @@ def completing(prepared: PreparedClaim) -> Change:
     return change
 
 
+def reopening(prepared: PreparedClaim, begun: PreparedClaim) -> Change:
+    """Return what has a claim that is *prepared* be *begun* again, to be undone or done anew."""
+
+    def change(claims: Claims) -> Claims:
+        found = claims.get(prepared.claim.uid)
+        if found is None:
+            return claims
+        if found != prepared:
+            raise HeldError("cannot unprepare the claim: another agent of this node is at it")
+        return MappingProxyType({**claims, prepared.claim.uid: begun})
+
+    return change
+
+
 def removing(prepared: PreparedClaim) -> Change:
     """Return what removes a claim's record, if it is still the one that is meant."""
 

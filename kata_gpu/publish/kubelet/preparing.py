@@ -128,7 +128,8 @@ class Preparer:
         """
         done = self._checkpoint.claims().get(claim.uid)
         job = self._jobs.get(claim.uid)
-        if job is None and done is not None and done.progress is Progress.COMPLETED:
+        is_at_rest = job is None and claim.uid not in self._turns  # it may be leaving
+        if is_at_rest and done is not None and done.progress is Progress.COMPLETED:
             return done
         if job is None or job.abandoned.is_set():
             abandoned = asyncio.Event()
@@ -146,8 +147,9 @@ class Preparer:
         job = self._jobs.get(claim.uid)
         if job is not None:
             job.abandoned.set()
+        turn = self._turn(claim.uid)  # from now on: who prepares it next comes after
         await self._wait(
-            self._start(lambda: self._unprepare(claim.uid)), f"unpreparing {claim.uid}"
+            self._start(lambda: self._unprepare(claim.uid, turn)), f"unpreparing {claim.uid}"
         )
 
     async def reconcile(self) -> None:
@@ -338,8 +340,8 @@ class Preparer:
             return
         await self._let_go(begun.units)
 
-    async def _unprepare(self, uid: str) -> None:
-        async with self._turn(uid):
+    async def _unprepare(self, uid: str, turn: asyncio.Lock) -> None:
+        async with turn:
             found = self._checkpoint.claims().get(uid)
             if found is None:
                 return
@@ -352,6 +354,10 @@ class Preparer:
 
     async def _forget(self, prepared: PreparedClaim) -> None:
         if self._extras is not None:
+            if prepared.progress is Progress.COMPLETED:  # or it is answered without what goes now
+                begun = replace(prepared, progress=Progress.STARTED, owner=self._home.agent)
+                await self._checkpoint.update(claim_changes.reopening(prepared, begun))
+                prepared = begun
             try:
                 await asyncio.to_thread(self._extras.remove, prepared)
             except KataGpuError as error:  # it names this claim's uid, and so nobody's after it
