@@ -215,6 +215,28 @@ def test_an_agent_that_starts_again_leaves_a_claimed_unit_where_it_is(on_claim: 
     on_claim.run(second)
 
 
+@pytest.mark.parametrize("status", [0, 429, 503])
+def test_a_server_that_fails_for_a_moment_fails_no_pod(on_claim: Cluster, status: int) -> None:
+    async def script(_agent: Agent) -> None:
+        await until(lambda: on_claim.dra.plugins, "the registration")
+        on_claim.claims.give("c", DEVICE)
+        on_claim.api.fail(status, path="resourceclaims/c", times=2)
+        assert await on_claim.dra.start_pod("p", "c") == [NAME]
+
+    on_claim.run(script)
+
+
+def test_a_server_that_forbids_is_not_asked_again(on_claim: Cluster) -> None:
+    async def script(_agent: Agent) -> None:
+        await until(lambda: on_claim.dra.plugins, "the registration")
+        on_claim.claims.give("c", DEVICE)
+        on_claim.api.fail(403, path="resourceclaims/c")
+        with pytest.raises(PrepareError, match="ClusterRole"):
+            await on_claim.dra.start_pod("p", "c")
+
+    on_claim.run(script)
+
+
 def test_of_two_pods_that_want_one_gpu_one_gets_it(on_claim: Cluster) -> None:
     async def script(_agent: Agent) -> None:
         await until(lambda: on_claim.dra.plugins, "the registration")

@@ -4,8 +4,10 @@ Nothing here changes a device: a claim that needs one bound is recorded, and a t
 does it.
 """
 
+import asyncio
 import os
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -24,7 +26,7 @@ from kata_gpu.publish.kubelet.plugin_registration import Registration, Standing
 from kata_gpu.publish.kubelet.preparing import Agent
 from kata_gpu.publish.kubernetes import client
 from kata_gpu.publish.kubernetes.client import KubernetesClient
-from kata_gpu.publish.kubernetes.errors import NotFoundError
+from kata_gpu.publish.kubernetes.errors import ApiError, NotFoundError
 from kata_gpu.publish.kubernetes.events import EventPublisher, happenings
 from kata_gpu.publish.kubernetes.library import USER_AGENT
 from kata_gpu.publish.kubernetes.node import LabelPublisher, to_node
@@ -33,6 +35,12 @@ from kata_gpu.publish.kubernetes.resource_slices import SlicePublisher, SliceRul
 from kata_gpu.settings.agent import Kubernetes, node_name
 
 _RULES: Final = SliceRules(settle=taints.settle, plan=slices.plan, differences=slices.differences)
+
+_CLAIM_S: Final = 10.0
+"""How long a server that does not answer is asked for a claim; kubelet comes again after 60 s."""
+
+_CLAIM_PAUSE_S: Final = 0.5
+"""After the first failure; twice as long after each further one."""
 
 Look = Callable[[], Awaitable[object]]
 """Takes a turn that begins after the call, and tells of it by `Publishing.update`."""
@@ -192,10 +200,19 @@ class Cluster:
         if self._client is None:
             raise HostError(f"cannot read claim {name}: the API server is not reached yet")
         self._offered.on_change()
-        try:
-            return await self._client.get_claim(namespace, name)
-        except NotFoundError:
-            return None
+        client, ends_at = self._client, time.monotonic() + _CLAIM_S
+        pause_s = _CLAIM_PAUSE_S
+        while True:
+            try:
+                return await client.get_claim(namespace, name)
+            except NotFoundError:
+                return None
+            except ApiError as error:
+                pause_s = max(pause_s, error.retry_after_s or 0.0)
+                if not error.is_passing or time.monotonic() + pause_s > ends_at:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
 
     async def _bring(self, units: frozenset[str]) -> Mapping[str, Device]:
         await self._look()

@@ -28,6 +28,11 @@ class ApiError(KataGpuError):
         self.status = status
         self.retry_after_s = retry_after_s
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may be answered in a moment, without anybody's doing."""
+        return self.status is None or self.status >= 500 or self.retry_after_s is not None  # noqa: PLR2004 - the server's own
+
 
 class NotFoundError(ApiError):
     """There is no such object, or no such kind of objects."""
