@@ -351,6 +351,22 @@ def test_what_a_claim_s_author_writes_begins_no_line(node: Node) -> None:
     asyncio.run(main())
 
 
+def test_a_device_that_is_lost_while_it_is_brought_is_refused(node: Node) -> None:
+    node.claims.give("one", LENT)
+    node.turns.gate.clear()
+
+    async def main() -> None:
+        async with node.running() as (driver, kubelet):
+            starting = asyncio.create_task(refusal(kubelet, "one"))
+            await until(lambda: node.turns.in_turn, "it is being brought")
+            node.turns.change(LENT, is_healthy=False, reason="it is on no driver")
+            node.turns.gate.set()
+            assert "it is on no driver" in await starting
+            assert driver.claims() == {}
+
+    asyncio.run(main())
+
+
 def test_a_bug_is_an_answer_and_a_traceback(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     node.claims.give("one", LENT)
     node.turns.devices[LENT] = replace(node.turns.devices[LENT], units=())

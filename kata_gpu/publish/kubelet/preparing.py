@@ -294,7 +294,7 @@ class Preparer:
             raise KataGpuError("cannot prepare the claim: it was unprepared meanwhile")
         for one in begun.devices:
             device = now.get(one.device)
-            if device is None or not device.is_ready:
+            if device is None or not (device.is_ready and device.is_healthy):
                 reason = "it is gone" if device is None else device.reason
                 raise KataGpuError(f"cannot prepare device {one.device}: {reason}")
         done = replace(begun, progress=Progress.COMPLETED)
