@@ -41,6 +41,19 @@ def test_one_that_ends_while_it_starts_leaves_nothing(short_path: Path, steps: i
     assert complaints == []
 
 
+def test_a_socket_whose_place_is_taken_is_told(short_path: Path) -> None:
+    path = short_path / "s.sock"
+    path.mkdir()
+
+    async def main() -> None:
+        with pytest.raises(HostError, match="cannot serve on .*: .*Is a directory"):
+            async with sockets.serve(path, SERVICE):
+                pass
+
+    asyncio.run(main())
+    assert path.is_dir()
+
+
 def test_a_link_in_place_of_a_socket_is_not_followed(short_path: Path) -> None:
     victim, path = short_path / "victim", short_path / "s.sock"
     victim.touch(mode=0o644)

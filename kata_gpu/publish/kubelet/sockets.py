@@ -90,7 +90,7 @@ async def serve(
         path.unlink(missing_ok=True)
         server.add_insecure_port(address)
         listeners.restrict(path, mode)
-    except (RuntimeError, HostError) as error:
+    except (RuntimeError, OSError, HostError) as error:
         await server.start()  # one that never began keeps its descriptor
         await server.stop(grace=None)
         if isinstance(error, HostError):
