@@ -471,6 +471,58 @@ def kai_and_shared_claims() -> list[Tree]:
 
 
 @scenario
+def counters_that_two_nodes_share() -> list[Tree]:
+    """What one node's device takes of its pool, another's has not."""
+    one = {"counterSet": "board", "counters": {"slots": {"value": "1"}}}
+    devices = [
+        {**device(f"gpu-{n}"), "nodeName": f"n{n}", "consumesCounters": [one]} for n in (1, 2)
+    ]
+    sets = [{"name": "board", "counters": {"slots": {"value": "1"}}}]
+    both: Tree = {"pool": {"name": "boards", "resourceSliceCount": 2}, "nodeName": None}
+    return [
+        slice_("a", [], sharedCounters=sets, allNodes=True, **both),
+        slice_("b", devices, perDeviceNodeSelection=True, **both),
+        class_(),
+        template("one", exactly()),
+        deployment("serve", 2, spec("one")),
+    ]
+
+
+@scenario
+def claim_with_devices_of_two_places() -> list[Tree]:
+    """Who shares it is where both are to be reached."""
+
+    def of(label: str) -> Tree:
+        term = {"matchExpressions": [{"key": label, "operator": "Exists"}]}
+        selector = {"nodeSelectorTerms": [term]}
+        return slice_(label, [device(label)], nodeName=None, nodeSelector=selector)
+
+    return [
+        node("n1", labels={"rack": "1"}),
+        node("n2", labels={"rack": "1", "zone": "a"}),
+        of("rack"),
+        of("zone"),
+        class_(),
+        claim("common", exactly(count=2)),
+        pod("first", shared=("common",)),
+        pod("second", shared=("common",), nodeSelector={"rack": "1"}),
+    ]
+
+
+@scenario
+def all_that_breaks_a_constraint_on_one_node() -> list[Tree]:
+    """There the allocator gives up for every node, and for the other choices."""
+    either = first_of("gpus", exactly("all", allocationMode="All"), exactly("one"))
+    return [
+        slice_("n1", NUMA_PAIR),
+        slice_("n2", [device("gpu-0", numa=0)]),
+        class_(),
+        template("side", either, constraints=SAME_NUMA),
+        pod("a", "side"),
+    ]
+
+
+@scenario
 def things_that_are_not_simulated() -> list[Tree]:
     """They are named, and not silently taken as met."""
     spread = [{"maxSkew": 1}]

@@ -119,13 +119,22 @@ class _Search:
         self.steps_max = self.steps_left
         self.places = [(pool, device) for pool in self.ground.pools for device in pool.devices]
         for number, claim in enumerate(self.claims):
+            least = 0
             for request in claim.requests:
-                self.slots.append(_Slot(number, claim, request.choices))
+                slot = _Slot(number, claim, request.choices)
+                self.slots.append(slot)
                 for choice in request.choices:
                     self._check(claim, choice)
                     if choice.is_all:
-                        self.alls[number, choice.name] = self._all(number, claim, choice)
-        wanted = sum(max(self._least(slot, c) for c in slot.choices) for slot in self.slots)
+                        self.alls[number, choice.name] = self._all(claim, choice)
+                least += min(self._needed(slot, choice) for choice in request.choices)
+            if least > CLAIM_DEVICES_MAX:
+                text = f"it needs {least} devices at least, and may have {CLAIM_DEVICES_MAX}"
+                raise _Stop(Aborted(reason=f"claim {claim.name}: {text}"))
+        wanted = sum(
+            min(max(self._needed(slot, c) for c in slot.choices), CLAIM_DEVICES_MAX)
+            for slot in self.slots
+        )
         if wanted > WANTED_MAX:
             raise _Stop(
                 Undecided(
@@ -134,10 +143,9 @@ class _Search:
                 )
             )
 
-    def _least(self, slot: _Slot, choice: Choice) -> int:
-        """Return how many devices it wants, of which no more than one claim may have count."""
+    def _needed(self, slot: _Slot, choice: Choice) -> int:
         places = self.alls.get((slot.number, choice.name))
-        return min(choice.count if places is None else len(places), CLAIM_DEVICES_MAX)
+        return choice.count if places is None else len(places)
 
     def _check(self, claim: Claim, choice: Choice) -> None:
         where = f"claim {claim.name}, request {choice.name}"
@@ -146,7 +154,7 @@ class _Search:
         if choice.is_admin:
             raise _Stop(Aborted(reason=f"{where}: admin access, which a VM's device cannot give"))
 
-    def _all(self, number: int, claim: Claim, choice: Choice) -> list[int]:
+    def _all(self, claim: Claim, choice: Choice) -> list[int]:
         """Return the places of all devices that are selected, had by somebody or not."""
         where = f"claim {claim.name}, request {choice.name}"
         for pool in self.ground.pools:
@@ -179,10 +187,9 @@ class _Search:
         return any(self._fits(number, slot, choice) for choice in slot.choices)
 
     def _fits(self, number: int, slot: _Slot, choice: Choice) -> bool:
-        places = self.alls.get((slot.number, choice.name))
-        needed = choice.count if places is None else len(places)
+        needed = self._needed(slot, choice)
         has = sum(1 for pick in self.picks if pick.claim == slot.number)
-        if places is not None and not needed:
+        if choice.is_all and not needed:
             return self._fail(number, choice, _Furthest(0, 1, self._none_of_all(choice), 0))
         if has + needed > CLAIM_DEVICES_MAX:
             return self._fail(number, choice, _Furthest(0, needed, (), -1))
@@ -194,22 +201,23 @@ class _Search:
             return self.request(number + 1)
         slot = self.slots[number]
         places = self.alls.get((slot.number, choice.name)) or range(len(self.places))
-        must_have = (slot.number, choice.name) in self.alls
+        places = [place for place in places if place >= start]
         fitting: list[int] = []
         refusals: list[DeviceRefusal] = []
         for place in places:
-            if place < start:
-                continue
             reason = self._unfit(number, choice, place)
             if reason is None or isinstance(reason, CelFailure):
                 fitting.append(place)
             else:
                 refusals.append(DeviceRefusal(device=self.places[place][1].id, reason=reason))
-        if len(fitting) < needed:
+        is_in_turn = choice.is_all and bool(slot.claim.constraints) and fitting[:1] == places[:1]
+        if len(fitting) < needed and not is_in_turn:
+            if choice.is_all:
+                _insist(slot.claim, choice, refusals[0])
             self._reach(slot, choice, fitting)
             state = _Furthest(self._chosen(number, choice), needed, tuple(refusals), len(fitting))
             return self._fail(number, choice, state)
-        for place in fitting[:1] if must_have else fitting:
+        for place in fitting[:1] if choice.is_all else fitting:
             self._reach(slot, choice, [place])
             if self._take(number, choice, place, needed):
                 return True
@@ -287,12 +295,14 @@ class _Search:
         return None
 
     def _unfit_now(self, slot: _Slot, choice: Choice, pool: Pool, device: Device) -> Reason | None:
+        if (exceeding := self._exceeds(pool, device)) is not None:
+            return exceeding
         for constraint in slot.claim.constraints:
             if constraint.is_about(choice):
                 reason = conditions.breaks(constraint, device, self._bound(slot, constraint))
                 if reason is not None:
                     return reason
-        return self._exceeds(pool, device)
+        return None
 
     def _bound(self, slot: _Slot, constraint: Constraint) -> list[Device]:
         return [
@@ -321,7 +331,7 @@ class _Search:
         return None
 
     def _allocated_in(self, pool: Pool) -> Iterator[tuple[Device, str]]:
-        for device in pool.devices:
+        for device in (*pool.devices, *pool.elsewhere):
             owner = self.ground.taken.get(device.id)
             if owner is not None:
                 yield device, owner
@@ -369,6 +379,17 @@ def _needed(state: _Furthest, total: int) -> str:
     if state.chosen:
         return f"needs {devices}: {state.chosen} chosen, and {fitting} of the others will do"
     return f"needs {devices}, and {fitting} of {total} will do"
+
+
+def _insist(claim: Claim, choice: Choice, refusal: DeviceRefusal) -> None:
+    """Stop where one of all devices breaks a constraint: there the allocator gives up."""
+    if refusal.reason.condition in {Condition.MATCH, Condition.DISTINCT}:
+        raise _Stop(
+            Aborted(
+                reason=f"claim {claim.name}, request {choice.name}: asks for all devices, and "
+                f"{refusal.device.name} breaks a constraint: {refusal.reason.text}"
+            )
+        )
 
 
 def _failed(claim: Claim, choice: Choice, device: Device, failure: CelFailure) -> Outcome:

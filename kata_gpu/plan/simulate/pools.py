@@ -24,6 +24,9 @@ class Pool:
     devices: tuple[Device, ...]
     """By slice and place: the order in which they are tried."""
 
+    elsewhere: tuple[Device, ...]
+    """Those for other nodes alone that take of the same counters."""
+
     counters: Mapping[tuple[str, str], Fraction]
     fault: str | None
     """Why none of its devices may be had; None when they may."""
@@ -54,28 +57,38 @@ def _near(slice_: Slice, node: Node) -> Slice | None:
 
 def _pool(near: Sequence[Slice], current: Sequence[Slice]) -> Pool:
     devices = tuple(device for slice_ in near for device in slice_.devices)
+    here = {device.id for device in devices}
+    elsewhere = tuple(d for s in current for d in s.devices if d.counts and d.id not in here)
     counters = {key: value for slice_ in current for key, value in slice_.counters.items()}
     expected = near[0].count
     fault = (
         f"its pool has {len(current)} of {expected} slices of generation {near[0].generation}"
         if len(current) != expected
-        else _fault(devices, counters)
+        else _twice(devices) or _uncounted((*devices, *elsewhere), counters)
     )
     return Pool(
         driver=near[0].driver,
         name=near[0].pool,
         devices=devices,
+        elsewhere=elsewhere,
         counters=counters,
         fault=fault,
     )
 
 
-def _fault(devices: Iterable[Device], counters: Mapping[tuple[str, str], Fraction]) -> str | None:
+def _twice(devices: Iterable[Device]) -> str | None:
     names: set[str] = set()
     for device in devices:
         if device.id.name in names:
             return f"its pool has two devices that are called {device.id.name}"
         names.add(device.id.name)
+    return None
+
+
+def _uncounted(
+    devices: Iterable[Device], counters: Mapping[tuple[str, str], Fraction]
+) -> str | None:
+    for device in devices:
         for group, counter in device.counts:
             if (group, counter) not in counters:
                 return f"its pool has no counter {counter} in a set {group}, for {device.id.name}"

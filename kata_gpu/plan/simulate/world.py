@@ -67,11 +67,19 @@ class World:
             for node in self.nodes
         }
         self._devices = {d.id: (s.where or d.where) for s in scenario.slices for d in s.devices}
-        self.is_networked = any(
+        self._spanning = {
+            (pool.driver, pool.name)
+            for of_node in self.pools.values()
+            for pool in of_node
+            if pool.elsewhere
+        }
+        """Pools of which one node's devices take of what another's do."""
+
+        self.is_networked = bool(self._spanning) or any(
             slice_.devices and (slice_.where is None or slice_.where.node is None)
             for slice_ in scenario.slices
         )
-        """Whether several nodes see the same devices."""
+        """Whether what one node gives may be what another could."""
 
         self._counter = 0
         self.state = State(claims={claim.name: claim for claim in scenario.claims})
@@ -124,11 +132,14 @@ class World:
                 self.state.claims[claim.name] = replace(
                     claim, picks=picks, where=self._place(picks, node)
                 )
-        for device in (item.device for item in given):
-            where = self._devices.get(device)
-            if where is None or where.node is None:  # other nodes see it too
-                for name in self.pools:
-                    self._grow_old(name)
+        if any(self._counts_elsewhere(item.device) for item in given):
+            for name in self.pools:
+                self._grow_old(name)
+
+    def _counts_elsewhere(self, device: DeviceId) -> bool:
+        where = self._devices.get(device)
+        is_near = where is not None and where.node is not None
+        return not is_near or (device.driver, device.pool) in self._spanning
 
     def charge(self, pod: Pod, amounts: Mapping[str, Fraction]) -> None:
         """Count what a pod has to its queue, and to those above."""
@@ -141,10 +152,14 @@ class World:
                 has[resource] = has.get(resource, _ZERO) + amount
 
     def _place(self, picks: tuple[Pick, ...], node: str) -> Where | None:
+        """Return where what a claim has is to be reached, which is where all of it is."""
         places = [self._devices.get(pick.device) for pick in picks]
         if any(place is not None and place.node is not None for place in places):
             return Where(node=node)
-        return next((place for place in places if place is not None and place.terms), None)
+        keys = dict.fromkeys(
+            key for place in places if place is not None for term in place.terms for key in term
+        )
+        return Where(terms=(tuple(keys),)) if keys else None
 
     def _grow_old(self, node: str) -> None:
         self._counter += 1

@@ -88,6 +88,12 @@ class _Placed(Part):
     node_selector: NodeSelectorPart | None = None
     all_nodes: bool | None = None
 
+    @model_validator(mode="after")
+    def _one_term(self) -> "_Placed":
+        if self.node_selector is not None and len(self.node_selector.node_selector_terms) != 1:
+            raise ValueError("nodeSelector: expected exactly one of nodeSelectorTerms")
+        return self
+
     def where(self) -> values.Where | None:
         """Return the nodes that it is for; None where it does not say."""
         if self.node_name is not None:
