@@ -22,7 +22,7 @@ from kata_gpu.plan.simulate.outcome import (
     Refused,
     Undecided,
 )
-from kata_gpu.plan.simulate.pools import of_node
+from kata_gpu.plan.simulate.pools import of_nodes
 from kata_gpu.plan.simulate.values import (
     Choice,
     Claim,
@@ -71,7 +71,7 @@ def ground(
         counters=counters or {},
     )
     return Ground(
-        pools=of_node((slice_,), Node(name="n1")),
+        pools=of_nodes((slice_,), [Node(name="n1")])["n1"],
         taken=taken or {},
         classes=CLASSES,
         selectors=Selectors(),
@@ -485,9 +485,8 @@ def test_a_device_of_another_node_takes_of_the_counters_of_its_pool() -> None:
         counters={COUNTER: Fraction(1)},
     )
     there = shared.devices[1]
-    full = replace(
-        ground([]), pools=of_node((shared,), Node(name="n1")), taken={there.id: "somebody"}
-    )
+    pools = of_nodes((shared,), [Node(name="n1")])["n1"]
+    full = replace(ground([]), pools=pools, taken={there.id: "somebody"})
     outcome = allocate(full, [claim(request("a", choice("a")))])
     assert isinstance(outcome, Refused)
     assert outcome.requests[0].devices[0].reason.text == (

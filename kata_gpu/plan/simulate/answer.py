@@ -1,7 +1,7 @@
 """What a simulation says: where each pod goes, or what is in the way, device by device."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kata_gpu.plan.simulate.values import DeviceId
@@ -147,3 +147,13 @@ class Answer:
         """Whether all of it is."""
         verdicts = {*(p.verdict for p in self.pods), *(g.verdict for g in self.groups)}
         return verdicts <= {Verdict.PLACED}
+
+
+def told_once(answers: Iterable[PodAnswer]) -> Iterator[PodAnswer]:
+    """Yield each answer, with what is in the way where it comes for the first time."""
+    first: dict[object, str] = {}
+    for answer in answers:
+        key = (answer.verdict, answer.reason, tuple(map(id, answer.refusals)))
+        before = first.setdefault(key, answer.pod)
+        is_again = bool(answer.refusals) and before != answer.pod
+        yield replace(answer, refusals=(), same_as=before) if is_again else answer

@@ -64,22 +64,33 @@ _VERSION_AND_TEXT: Final = CelFailure(
 
 
 class Selectors:
-    """Compiles each expression once, and evaluates it once for each device."""
+    """Compiles each expression once, and evaluates it once for devices that are alike."""
 
     def __init__(self) -> None:
         self._environment: Any = None
         self._compiled: dict[str, Any] = {}
-        self._found: dict[tuple[str, DeviceId], bool | CelFailure] = {}
+        self._found: dict[tuple[str, int], bool | CelFailure] = {}
+        self._likes: dict[DeviceId, int] = {}
+        self._numbers: dict[object, int] = {}
 
     def evaluate(self, expression: str, device: Device) -> bool | CelFailure:
         """Tell whether *device* is selected."""
-        key = (expression, device.id)
+        key = (expression, self._like(device))
         if key not in self._found:
             found = self._evaluate(expression, device)
             if isinstance(found, bool) and _compares_version_with_text(device, expression):
                 found = _VERSION_AND_TEXT
             self._found[key] = found
         return self._found[key]
+
+    def _like(self, device: Device) -> int:
+        """Return a number that devices share which no expression can tell apart."""
+        if device.id not in self._likes:
+            typed = {name: (type(value), value) for name, value in device.attributes.items()}
+            seen = (frozenset(typed.items()), frozenset(device.capacity.items()))
+            key = (device.id.driver, device.is_shared, *seen)
+            self._likes[device.id] = self._numbers.setdefault(key, len(self._numbers))
+        return self._likes[device.id]
 
     def compiled(self, expression: str) -> Any:
         """Return the expression, ready to be evaluated, or why it cannot be."""

@@ -32,19 +32,37 @@ class Pool:
     """Why none of its devices may be had; None when they may."""
 
 
-def of_node(slices: Iterable[Slice], node: Node) -> tuple[Pool, ...]:
-    """Return the pools with devices or counters for *node*, by driver and name."""
-    by_pool: dict[tuple[str, str], list[Slice]] = {}
+_Id = tuple[str, str]  # driver and name
+
+
+def of_nodes(slices: Iterable[Slice], nodes: Iterable[Node]) -> dict[str, tuple[Pool, ...]]:
+    """Return the pools with devices or counters for each of *nodes*, by driver and name."""
+    current = _current(slices)
+    of_one: dict[str, list[_Id]] = {}
+    of_several: list[_Id] = []
+    for pool, parts in current.items():
+        for name in {None if part.where is None else part.where.node for part in parts}:
+            (of_several if name is None else of_one.setdefault(name, [])).append(pool)
+    found: dict[str, tuple[Pool, ...]] = {}
+    for node in nodes:
+        ids = sorted({*of_several, *of_one.get(node.name, ())})
+        near = ([part for s in current[id_] if (part := _near(s, node))] for id_ in ids)
+        found[node.name] = tuple(
+            _pool(parts, current[id_]) for id_, parts in zip(ids, near, strict=True) if parts
+        )
+    return found
+
+
+def _current(slices: Iterable[Slice]) -> dict[_Id, list[Slice]]:
+    """Return the newest generation of each pool, by name."""
+    by_pool: dict[_Id, list[Slice]] = {}
     for slice_ in slices:
         by_pool.setdefault((slice_.driver, slice_.pool), []).append(slice_)
-    found = []
-    for _, all_of_it in sorted(by_pool.items()):
-        newest = max(slice_.generation for slice_ in all_of_it)
-        current = sorted((s for s in all_of_it if s.generation == newest), key=lambda s: s.name)
-        near = [slice_ for slice_ in map(lambda s: _near(s, node), current) if slice_ is not None]
-        if near:
-            found.append(_pool(near, current))
-    return tuple(found)
+    newest = {pool: max(s.generation for s in parts) for pool, parts in by_pool.items()}
+    return {
+        pool: sorted((s for s in parts if s.generation == newest[pool]), key=lambda s: s.name)
+        for pool, parts in by_pool.items()
+    }
 
 
 def _near(slice_: Slice, node: Node) -> Slice | None:

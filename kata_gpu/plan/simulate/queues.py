@@ -38,21 +38,21 @@ def gpus(resources: Amounts, claims: Iterable[Claim]) -> Fraction:
     return named
 
 
-def node_gpus(node: Node, slices: Iterable[Slice]) -> Fraction:
-    """Return how many GPUs KAI counts on a node, those that are tainted among them."""
-    plugged = gpus(node.resources or {}, ())
-    claimed = sum(
-        len(slice_.devices)
-        for slice_ in slices
-        if is_gpu(slice_.driver) and slice_.where is not None and slice_.where.node == node.name
-    )
-    return plugged + claimed
+def dra_gpus(slices: Iterable[Slice]) -> dict[str, int]:
+    """Return how many GPUs of ResourceSlices KAI counts on each node, the tainted among them."""
+    found: dict[str, int] = {}
+    for slice_ in slices:
+        if is_gpu(slice_.driver) and slice_.where is not None and slice_.where.node is not None:
+            name = slice_.where.node
+            found[name] = found.get(name, 0) + len(slice_.devices)
+    return found
 
 
 def totals(nodes: Iterable[Node], slices: Iterable[Slice]) -> dict[str, Fraction]:
     """Return what all nodes have; what is not known of one of them is left out."""
-    nodes, slices = tuple(nodes), tuple(slices)
-    found = {"gpu": sum((node_gpus(node, slices) for node in nodes), Fraction(0))}
+    nodes, claimed = tuple(nodes), dra_gpus(slices)
+    counts = (gpus(node.resources or {}, ()) + claimed.get(node.name, 0) for node in nodes)
+    found = {"gpu": sum(counts, Fraction(0))}
     for name in ("cpu", "memory"):
         amounts = [(node.resources or {}).get(name) for node in nodes]
         if all(amount is not None for amount in amounts):

@@ -23,6 +23,7 @@ from kata_gpu.plan.simulate.answer import (
     PodAnswer,
     QueueAnswer,
     Verdict,
+    told_once,
 )
 from kata_gpu.plan.simulate.cel import Selectors
 from kata_gpu.plan.simulate.fitting import Demand
@@ -34,6 +35,7 @@ from kata_gpu.plan.simulate.outcome import (
     Refused,
     Undecided,
 )
+from kata_gpu.plan.simulate.remembered import Remembered
 from kata_gpu.plan.simulate.values import KAI, Claim, Node, Pod, PodGroup, Scenario
 from kata_gpu.plan.simulate.world import World
 
@@ -41,9 +43,9 @@ STEPS_MAX: Final = 2_000_000
 """Devices that are tried in all; what is left then is undecided."""
 
 _ZERO: Final = Fraction(0)
-_KNOWN_MAX: Final = 200_000
 
 _Found = tuple[Given, ...] | NodeRefusal | Aborted
+_Likeness = tuple[str, str]  # of the pods, and of their claims alone
 
 
 def simulate(scenario: Scenario) -> Answer:
@@ -59,8 +61,11 @@ class _Simulation:
         self._budget = Budget(STEPS_MAX)
         self._refusals: dict[NodeRefusal, NodeRefusal] = {}
         self._running: dict[str, list[Pod]] = {}
-        self._known: dict[tuple[str, str], tuple[int, _Found]] = {}
-        """What was found out of a node for a pod like that, and how old the node was then."""
+        self._known: Remembered[_Found] = Remembered()
+        """What a node says to pods that are alike."""
+
+        self._searched: Remembered[_Found] = Remembered()
+        """What it has for claims that are alike, whatever else their pods ask for."""
 
         self._unlabelled: dict[str, None] = {}
         self._notes: dict[str, None] = dict.fromkeys(scenario.notes)
@@ -80,7 +85,7 @@ class _Simulation:
                 groups.append(told)
             found.update((answer.pod, answer) for answer in answers or ())
         return Answer(
-            pods=tuple(_told_once(found[pod.name] for pod in waiting)),
+            pods=tuple(told_once(found[pod.name] for pod in waiting)),
             groups=tuple(groups),
             queues=tuple(self._queues(waiting)),
             notes=(*self._notes, *self._of_labels()),
@@ -252,21 +257,15 @@ class _Simulation:
             is_claim=pod.is_claim,
         )
 
-    def _on_node(self, wanted: Demand, node: Node, alike: str) -> _Found:
+    def _on_node(self, wanted: Demand, node: Node, alike: _Likeness) -> _Found:
         """Return what the pod gets there, or why not; pods that are *alike* get one answer."""
-        key, age = (node.name, alike), self._world.state.age.get(node.name, 0)
-        before = self._known.get(key)
-        if before is not None and before[0] == age:
-            return before[1]
-        found = self._judge(wanted, node)
-        if isinstance(found, NodeRefusal):  # equal ones are one, to be told apart by identity
-            found = self._refusals.setdefault(found, found)
-        if len(self._known) >= _KNOWN_MAX:
-            self._known.clear()
-        self._known[key] = (age, found)
-        return found
+        age = self._world.state.age.get(node.name, 0)
+        question, claimed = alike
+        return self._known.answer(
+            node.name, question, age, lambda: self._judge(wanted, node, claimed, age)
+        )
 
-    def _judge(self, wanted: Demand, node: Node) -> _Found:
+    def _judge(self, wanted: Demand, node: Node, claimed: str, age: int) -> _Found:
         if node.labels is None and (wanted.pod.node_selector or wanted.pod.terms):
             self._unlabelled[node.name] = None
         names, more = fitting.backed(wanted, node, self._scenario.classes)
@@ -277,12 +276,14 @@ class _Simulation:
             or fitting.kai_objection(wanted, has_dra_gpus=self._world.has_dra_gpus(node.name))
         )
         if reason is not None:
-            return NodeRefusal(node=node.name, reason=reason)
-        return self._allocate((*wanted.claims, *more), node)
-
-    def _allocate(self, claims: Sequence[Claim], node: Node) -> _Found:
+            return self._once(NodeRefusal(node=node.name, reason=reason))
+        claims = (*wanted.claims, *more)
         if not claims:
             return ()
+        question = f"{claimed} {more}" if more else claimed
+        return self._searched.answer(node.name, question, age, lambda: self._allocate(claims, node))
+
+    def _allocate(self, claims: Sequence[Claim], node: Node) -> _Found:
         ground = Ground(
             pools=self._world.node_pools(node.name),
             taken=self._world.state.taken,
@@ -296,11 +297,16 @@ class _Simulation:
                 return given
             case Refused(requests=requests):
                 reason = "; ".join(f"claim {r.claim}, request {r.request}" for r in requests)
-                return NodeRefusal(node=node.name, reason=reason, requests=requests)
+                return self._once(NodeRefusal(node=node.name, reason=reason, requests=requests))
             case Undecided(reason=reason):
-                return NodeRefusal(node=node.name, reason=reason, verdict=Verdict.UNDECIDED)
+                refusal = NodeRefusal(node=node.name, reason=reason, verdict=Verdict.UNDECIDED)
+                return self._once(refusal)
             case Aborted():
                 return outcome
+
+    def _once(self, refusal: NodeRefusal) -> NodeRefusal:
+        """Return the first of refusals that are equal, to be told apart by identity."""
+        return self._refusals.setdefault(refusal, refusal)
 
     def _demand(self, pod: Pod, claims: Iterable[tuple[str, Claim]]) -> Demand:
         runtime = self._world.runtimes.get(pod.runtime_class or "")
@@ -340,7 +346,7 @@ class _Simulation:
         for name in asked:
             above = [queue.name for queue in queues.chain(name, self._world.queues)]
             names.update(dict.fromkeys([name, *above]))
-        total = queues.totals(self._world.nodes, self._scenario.slices)
+        total = queues.totals(self._world.nodes, self._scenario.slices) if names else {}
         for name in names:
             used = self._world.state.queues.get(name, {})
             yield queues.answer(name, self._world.queues, used, total)
@@ -349,10 +355,11 @@ class _Simulation:
         self._notes[text] = None
 
 
-def _alike(wanted: Demand) -> str:
+def _alike(wanted: Demand) -> _Likeness:
     """Return what two pods have in common to which every node gives the same answer."""
     held = ",".join(f"{name} at {claim.where}" for name, claim in wanted.held)
-    return f"{wanted.pod.called('')} {held}"
+    pod = replace(wanted.pod.called(""), group=None, subgroup=None, queue=None)
+    return f"{pod} {held}", str(wanted.claims)
 
 
 def _amounts(wanted: Demand) -> dict[str, Fraction]:
@@ -388,13 +395,3 @@ def _nowhere(pod: Pod, refusals: Sequence[NodeRefusal]) -> PodAnswer:
         verdict=Verdict.UNDECIDED if unclear else Verdict.REFUSED,
         refusals=tuple(refusals),
     )
-
-
-def _told_once(answers: Iterable[PodAnswer]) -> Iterable[PodAnswer]:
-    """Yield each answer, with what is in the way where it comes for the first time."""
-    first: dict[object, str] = {}
-    for answer in answers:
-        key = (answer.verdict, answer.reason, tuple(map(id, answer.refusals)))
-        before = first.setdefault(key, answer.pod)
-        is_again = bool(answer.refusals) and before != answer.pod
-        yield replace(answer, refusals=(), same_as=before) if is_again else answer

@@ -59,13 +59,8 @@ class World:
         self.runtimes: Mapping[str, RuntimeClass] = {r.name: r for r in scenario.runtime_classes}
         self.templates = {template.name: template for template in scenario.templates}
         self.queues = {queue.name: queue for queue in scenario.queues}
-        self.pools = {node.name: pools.of_node(scenario.slices, node) for node in self.nodes}
-        self._near = {
-            node.name: tuple(
-                s for s in scenario.slices if s.where is not None and s.where.node == node.name
-            )
-            for node in self.nodes
-        }
+        self.pools = pools.of_nodes(scenario.slices, self.nodes)
+        self._dra_gpus = queues.dra_gpus(scenario.slices)
         self._devices = {d.id: (s.where or d.where) for s in scenario.slices for d in s.devices}
         self._spanning = {
             (pool.driver, pool.name)
@@ -93,7 +88,7 @@ class World:
 
     def has_dra_gpus(self, node: str) -> bool:
         """Tell whether KAI sees GPUs of ResourceSlices there."""
-        return any(queues.is_gpu(s.driver) and s.devices for s in self._near[node])
+        return self._dra_gpus.get(node, 0) > 0
 
     def claims_of(self, pod: Pod) -> list[tuple[str, Claim]] | str:
         """Return the pod's claims by its names for them, or why it cannot have them."""
