@@ -1,6 +1,7 @@
 """``kata-gpu simulate``, as a shell runs it."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from tests.simulations.objects import (
     Tree,
     class_,
     deployment,
+    device,
     exactly,
     gpus,
     pod,
@@ -23,7 +25,7 @@ from tests.simulations.objects import (
     template,
     tree,
 )
-from tests.test_cli import Done, complaint, run
+from tests.test_cli import COMMAND, ENVIRONMENT, Done, complaint, run
 
 ONE: Final = (class_(), template("one", exactly()))
 
@@ -209,6 +211,21 @@ def test_a_hostile_expression_cannot_take_all_memory(tmp_path: Path) -> None:
     done = simulate(path)
     assert done.returncode == 3
     assert "it takes more memory than this process may have" in done.stdout
+
+
+def test_a_hostile_claim_cannot_take_all_time(tmp_path: Path) -> None:
+    sides = [device(f"g{n}", side=f"s{n % 3}") for n in range(128)]
+    apart = {"distinctAttribute": f"{GPU}/side", "requests": ["b"]}
+    asked = template(
+        "one", exactly("a", count=28), exactly("b", count=4), constraints=(apart,) * 32
+    )
+    path = written(tmp_path / "pod.yaml", class_(), asked, pod("a", "one"), slice_("n1", sides))
+    limited = ["bash", "-c", 'ulimit -St 2; exec "$@"', "bash", *COMMAND, "simulate", str(path)]
+    done = subprocess.run(
+        limited, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("kata-gpu: cannot simulate: it takes more than 2 seconds of CPU")
 
 
 def test_names_from_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tests.simulations.objects import (
     job,
     kai,
     pod,
+    queue,
     slice_,
     spec,
     template,
@@ -41,6 +42,13 @@ NESTED: Final = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 
 def scenario(*trees: Tree) -> Scenario:
     return manifests.scenario(documents(*trees))
+
+
+def nearby(operator: str) -> Tree:
+    """Return a node affinity for a rack."""
+    terms = [{"matchExpressions": [{"key": "rack", "operator": operator, "values": ["1"]}]}]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {"nodeAffinity": required}
 
 
 def complaint(*trees: Tree) -> str:
@@ -94,12 +102,17 @@ def test_anchors_that_stay_small_are_taken() -> None:
         ("a: '" + "x" * (1 << 20) + "'", "too long for YAML"),
         ("# " + "x" * (9 << 20), "too many for YAML"),
         ("a: \x00", "no YAML"),
+        ('"\\e[2J": !!python/none', "?[2J has the tag"),
+        (r'{"\u001b[2J": 1, "\u001b[2J": 2}', "a key is there twice among ?[2J"),
+        (f'{{"a": {"9" * 5000}}}', "a number of more digits than any that counts"),
+        (f"a: {'9' * 5000}", "a number of more digits than any that counts"),
     ],
 )
 def test_what_is_hostile_or_broken_is_refused_with_its_place(text: str, said: str) -> None:
     with pytest.raises(InvalidBlueprint) as raised:
         parse(text, origin="F")
     assert str(raised.value).startswith("cannot use F")
+    assert str(raised.value).isprintable()
     assert said in str(raised.value)
 
 
@@ -250,6 +263,13 @@ def test_a_claim_has_at_most_32_requests() -> None:
         ),
         (slice_("n1", [{"name": f"a{n}"} for n in range(129)]), "spec.devices"),
         (gang("g", -1), "spec.minMember is -1"),
+        (queue("q", gpu={"quota": float("inf")}), "spec.resources.gpu.quota is inf"),
+        (pod("a", tolerations=[{"operator": "exists"}]), "tolerations[0].operator is 'exists'"),
+        (pod("a", affinity=nearby("in")), "matchExpressions[0].operator is 'in'"),
+        (
+            slice_("n1", [], nodeName=None, nodeSelector={"nodeSelectorTerms": [{}, {}]}),
+            "nodeSelector: expected exactly one of nodeSelectorTerms",
+        ),
         (tree("resource.k8s.io/v1beta1", "ResourceSlice", "s"), "expected resource.k8s.io/v1 or"),
         ({"kind": "Pod"}, "apiVersion or kind is missing"),
         ({"apiVersion": "v1", "kind": "Pod", "metadata": {}}, "spec is missing"),
@@ -295,6 +315,17 @@ def test_a_container_that_uses_a_claim_the_pod_has_not_is_told() -> None:
 )
 def test_two_objects_of_one_name_are_refused(twice: Tree, said: str) -> None:
     assert said in complaint(twice, twice)
+
+
+def test_objects_that_are_yet_to_get_a_name_get_one_each() -> None:
+    made = [pod("", metadata={"name": None, "generateName": "run-"}) for _ in range(2)]
+    assert [found.name for found in scenario(*made).pods] == ["default/run-0", "default/run-1"]
+
+
+def test_a_toleration_that_compares_is_told_to_be_passed_over() -> None:
+    found = scenario(pod("a", tolerations=[{"key": "sla", "operator": "Lt", "value": "5"}]))
+    assert found.notes == ("pod default/a: a toleration by Lt or Gt is not simulated",)
+    assert not found.pods[0].tolerations[0].covers("sla", "5", "NoSchedule")
 
 
 def test_more_pods_than_are_simulated_are_refused() -> None:

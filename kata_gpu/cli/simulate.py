@@ -2,9 +2,10 @@
 
 import argparse
 import resource
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Never
 
 from kata_gpu.cli import output
 from kata_gpu.cli.exit_code import ExitCode
@@ -47,12 +48,16 @@ def simulate(options: argparse.Namespace) -> int:
     """Print what becomes of each pod; exit with 3 when one is not placed."""
     _limit()
     try:
-        found = answer_for(_scenario(options))
+        return _simulate(options)
     except MemoryError as error:
         raise InvalidBlueprint(
-            f"cannot simulate: it takes more than {output.size(_MEMORY_MAX_BYTES)} of memory; "
-            "look for an expression that puts together long texts"
+            f"cannot simulate: it takes more than {output.size(_MEMORY_MAX_BYTES)} of memory; ask "
+            "about fewer pods or nodes, or look for an expression that puts together long texts"
         ) from error
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    found = answer_for(_scenario(options))
     if options.output in {"json", "yaml"}:
         from kata_gpu.observe.document import document  # noqa: PLC0415 - for these alone
 
@@ -63,11 +68,21 @@ def simulate(options: argparse.Namespace) -> int:
 
 
 def _limit() -> None:
-    """Bound what a hostile expression can take: the library bounds no text that one makes."""
+    """Bound what hostile files can take: the library bounds no text that an expression makes."""
     for what, most in ((resource.RLIMIT_AS, _MEMORY_MAX_BYTES), (resource.RLIMIT_CPU, _CPU_MAX_S)):
         soft, hard = resource.getrlimit(what)
         bounds = [limit for limit in (soft, hard, most) if limit != resource.RLIM_INFINITY]
         resource.setrlimit(what, (min(bounds), hard))
+    seconds, _ = resource.getrlimit(resource.RLIMIT_CPU)  # the kernel moves it when it is over
+    signal.signal(signal.SIGXCPU, lambda *_: _end(seconds))
+
+
+def _end(seconds: int) -> Never:
+    """End a simulation that has had its time; the kernel says so once a second from then on."""
+    raise InvalidBlueprint(
+        f"cannot simulate: it takes more than {seconds} seconds of CPU; ask about fewer pods or "
+        "nodes, or for fewer devices in one claim"
+    )
 
 
 def _scenario(options: argparse.Namespace) -> Scenario:

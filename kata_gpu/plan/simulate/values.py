@@ -181,7 +181,8 @@ class Toleration:
     def covers(self, key: str, value: str, effect: str) -> bool:
         """Tell whether a taint is tolerated."""
         is_near = self.key in {"", key} and self.effect in {"", effect}
-        return is_near and (self.operator == "Exists" or (self.key == key and self.value == value))
+        is_equal = self.operator == "Equal" and self.key == key and self.value == value
+        return is_near and (self.operator == "Exists" or is_equal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,8 @@ class _Found:
     queues: list[Queue] = field(default_factory=list)
     pods: list[Pod] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
+    generated: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    """How many objects got a name of one ``generateName``, by kind and namespace."""
 
     def note(self, texts: Iterable[str]) -> None:
         self.notes.update(dict.fromkeys(texts))
@@ -117,7 +119,19 @@ def _take(found: _Found, document: Document) -> None:
             f"cannot use {document.origin}: apiVersion is {_printable(version)}: expected "
             f"{' or '.join(known)} for a {kind}"
         )
-    _PARSERS[kind](found, document)
+    _PARSERS[kind](found, _named(found, kind, document))
+
+
+def _named(found: _Found, kind: str, document: Document) -> Document:
+    """Return an object that is yet to get a name with one that no other gets here."""
+    metadata = document.tree.get("metadata")
+    start = metadata.get("generateName") if isinstance(metadata, dict) else None
+    if not isinstance(metadata, dict) or metadata.get("name") or not isinstance(start, str):
+        return document
+    key = (kind, str(metadata.get("namespace")), start)
+    number = found.generated[key] = found.generated.get(key, -1) + 1
+    tree = {**document.tree, "metadata": {**metadata, "name": f"{start}{number}"}}
+    return Document(document.origin, tree)
 
 
 def _group(version: str) -> str:

@@ -105,7 +105,7 @@ class RequestPart(Closed):
 class ConstraintPart(Closed):
     """A constraint."""
 
-    requests: list[Name] = Field(default_factory=list)
+    requests: Annotated[list[Name], Field(max_length=REQUESTS_MAX)] = Field(default_factory=list)
     match_attribute: Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")] | None = None
     distinct_attribute: Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")] | None = None
 

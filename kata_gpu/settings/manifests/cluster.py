@@ -30,6 +30,7 @@ _UNITS: Final[Mapping[str, Fraction]] = {
 }
 """Queues count CPU in thousandths, memory in megabytes."""
 
+_Bound = Annotated[float | int, Field(allow_inf_nan=False)]
 _Members = Annotated[int, Field(ge=0, lt=_MEMBERS_MAX)]
 
 
@@ -149,8 +150,8 @@ def group_of(document: Document) -> values.PodGroup:
 class BoundsPart(Part):
     """What a queue is entitled to of one resource, and what it may have; negative for no bound."""
 
-    quota: float | int | None = None
-    limit: float | int | None = None
+    quota: _Bound | None = None
+    limit: _Bound | None = None
 
 
 class QueueResources(Part):

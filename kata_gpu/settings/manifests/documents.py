@@ -79,7 +79,10 @@ def _guarded(text: str, origin: str) -> Iterator[Any]:
 def _line(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return " ".join(str(error).split())[:_SHOWN]
+    text = " ".join(str(error).split())
+    if "set_int_max_str_digits" in text:  # Python's own advice is none to who has the file
+        return "it has a number of more digits than any that counts"
+    return "".join(c if c.isprintable() else "?" for c in text[:_SHOWN])
 
 
 def _parts(tree: Any, where: str) -> Iterator[Document]:

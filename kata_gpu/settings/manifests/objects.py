@@ -6,7 +6,7 @@ condition.
 """
 
 from fractions import Fraction
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -108,7 +108,7 @@ class TolerationPart(Part):
     """A toleration, of a pod or of a request."""
 
     key: Text = ""
-    operator: Name = "Equal"
+    operator: Literal["", "Equal", "Exists", "Lt", "Gt"] = "Equal"
     value: Text = ""
     effect: Text = ""
 
@@ -126,7 +126,7 @@ class KeyPart(Part):
     """A condition of a node selector."""
 
     key: Name
-    operator: Name
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
     values: list[Text] = Field(default_factory=list)
 
 

@@ -294,6 +294,7 @@ def _notes(spec: PodSpec, origin: str) -> list[str]:
         "podAntiAffinity": spec.affinity and spec.affinity.pod_anti_affinity,
         "topologySpreadConstraints": spec.topology_spread_constraints,
         "schedulingGates": spec.scheduling_gates,
+        "a toleration by Lt or Gt": [t for t in spec.tolerations if t.operator in {"Lt", "Gt"}],
     }
     return [f"{origin}: {name} is not simulated" for name, value in passed_over.items() if value]
 

@@ -61,7 +61,7 @@ class BindingRecord(_Record):
 class LinkRecord(_Record):
     """``link``."""
 
-    max_speed_gt_s: float | int | None = None
+    max_speed_gt_s: Annotated[float | int, Field(ge=0, lt=1 << 31)] | None = None
     max_width: _Small | None = None
 
 
