@@ -317,6 +317,13 @@ def test_two_objects_of_one_name_are_refused(twice: Tree, said: str) -> None:
     assert said in complaint(twice, twice)
 
 
+def test_a_kind_that_is_not_simulated_is_told_once() -> None:
+    found = scenario(tree("v1", "Service", "a"), pod("a"), tree("v1", "Service", "b"))
+    assert found.notes == (
+        "document 1 and 1 more: Service of v1 is not simulated, and was passed over",
+    )
+
+
 def test_objects_that_are_yet_to_get_a_name_get_one_each() -> None:
     made = [pod("", metadata={"name": None, "generateName": "run-"}) for _ in range(2)]
     assert [found.name for found in scenario(*made).pods] == ["default/run-0", "default/run-1"]

@@ -61,6 +61,9 @@ class _Found:
     generated: dict[tuple[str, str, str], int] = field(default_factory=dict)
     """How many objects got a name of one ``generateName``, by kind and namespace."""
 
+    passed_over: dict[str, list[str]] = field(default_factory=dict)
+    """Where there are objects of a kind that is not simulated."""
+
     def note(self, texts: Iterable[str]) -> None:
         self.notes.update(dict.fromkeys(texts))
 
@@ -88,6 +91,7 @@ def scenario(
         _take(found, document)
     for document, name in snapshots:
         _take_snapshot(found, document, name, blueprint)
+    found.note(_of_passed_over(found))
     _refuse_twice(found)
     alone = _claims_alone(found, known)
     members = {pod.group for pod in found.pods if pod.node is None}
@@ -112,7 +116,7 @@ def _take(found: _Found, document: Document) -> None:
     known = _KINDS.get(kind)
     if known is None or _group(version) not in {_group(each) for each in known}:
         name = _printable(f"{kind} of {version}")
-        found.note([f"{document.origin}: {name} is not simulated, and was passed over"])
+        found.passed_over.setdefault(name, []).append(document.origin)
         return
     if version not in known:
         raise InvalidBlueprint(
@@ -120,6 +124,13 @@ def _take(found: _Found, document: Document) -> None:
             f"{' or '.join(known)} for a {kind}"
         )
     _PARSERS[kind](found, _named(found, kind, document))
+
+
+def _of_passed_over(found: _Found) -> Iterable[str]:
+    """Yield what is not simulated, each kind once."""
+    for name, origins in found.passed_over.items():
+        more = f" and {len(origins) - 1} more" if len(origins) > 1 else ""
+        yield f"{origins[0]}{more}: {name} is not simulated, and was passed over"
 
 
 def _named(found: _Found, kind: str, document: Document) -> Document:
