@@ -396,6 +396,21 @@ def test_a_reader_that_has_seen_enough_is_no_trouble(home: Path, form: str) -> N
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_a_full_disk_for_what_is_printed_is_one_line(home: Path, form: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "inventory", "-o", form, "--root", str(home)],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        )
+    said = b"kata-gpu: cannot write all that it has to say: No space left on device\n"
+    assert done.stderr == said
+    assert done.returncode == 1
+
+
 # What a verb does not pay for
 
 

@@ -46,7 +46,7 @@ def test_a_socket_whose_place_is_taken_is_told(short_path: Path) -> None:
     path.mkdir()
 
     async def main() -> None:
-        with pytest.raises(HostError, match="cannot serve on .*: .*Is a directory"):
+        with pytest.raises(HostError, match=r"cannot serve on .*: .*Is a directory"):
             async with sockets.serve(path, SERVICE):
                 pass
 

@@ -1,14 +1,18 @@
 """The ``kata-gpu`` command: parse, one call, print. The only room that exits."""
 
+import errno
 import gc
 import os
 import sys
 from collections.abc import Sequence
-from typing import Never
+from typing import Final, Never
 
 from kata_gpu.cli import parser
 from kata_gpu.cli.exit_code import ExitCode
 from kata_gpu.errors import KataGpuError
+
+_UNWRITTEN: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
+"""What a file says that standard output goes to and that cannot be written to."""
 
 
 def main(argv: Sequence[str] | None = None) -> Never:
@@ -33,13 +37,24 @@ def _status(argv: Sequence[str] | None) -> int:
         print(output.plain(f"kata-gpu: {error}{_advice(error)}"), file=sys.stderr)
         return ExitCode.FAILED
     except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
+        return ExitCode.FAILED
+    except OSError as error:
+        if error.errno not in _UNWRITTEN or error.filename is not None:
+            raise
+        print(f"kata-gpu: cannot write all that it has to say: {error.strerror}", file=sys.stderr)
+        _print_no_more()
         return ExitCode.FAILED
     except KeyboardInterrupt:
         print("kata-gpu: interrupted", file=sys.stderr)
         return ExitCode.FAILED
     else:
         return status
+
+
+def _print_no_more() -> None:
+    """Have what is not written yet go nowhere, or Python says at the exit that it cannot be."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _advice(error: BaseException) -> str:

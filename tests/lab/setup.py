@@ -20,7 +20,7 @@ from typing import Final
 from tests.lab import kernel, process
 from tests.lab.errors import LabError, SetupNeededError
 
-_PACKAGES: Final = ("qemu-system-x86", "busybox-static", "kmod", "pciutils", "zstd")
+_PACKAGES: Final = ("qemu-system-x86", "busybox-static", "curl", "kmod", "pciutils", "zstd")
 _OLDEST_DEBIAN: Final = 12
 
 
