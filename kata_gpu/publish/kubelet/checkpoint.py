@@ -6,6 +6,9 @@ decides whose a device is. It is whole as the ledger is (temporary, fsync, renam
 version and a checksum. What was prepared before the node booted is void: so is its file, and
 its name need not be on the disk before a claim is answered.
 
+Each driver has a file of its own, and a unit may change from a device of one to a device of the
+other while it is prepared. So whoever changes one file holds the locks of all.
+
 What cannot be read is never replaced by an empty one: a device could be given twice.
 """
 
@@ -14,8 +17,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -62,8 +66,17 @@ class Checkpoint:
     Changes that are asked for at once are written at once.
     """
 
-    def __init__(self, path: Path, *, boot_id: str, timeout_s: float = LOCK_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        boot_id: str,
+        timeout_s: float = LOCK_TIMEOUT_S,
+        others: Sequence["Checkpoint"] = (),
+    ) -> None:
+        """Use the file at *path*; *others* are those of the node's other drivers."""
         self.path = path
+        self._others = tuple(others)
         self._boot_id = boot_id
         self._timeout_s = timeout_s
         self._seen = _Seen(None, None, _NOTHING)
@@ -84,6 +97,15 @@ class Checkpoint:
         if now is None:
             return _NOTHING
         return self._seen.claims if self._seen.identity == now else self._look(now)
+
+    def elsewhere(self) -> Iterator[PreparedClaim]:
+        """Yield the claims of other drivers; none changes while a change of ours is made.
+
+        Raises:
+            CheckpointError, HostError: as of :meth:`claims`.
+        """
+        for other in self._others:
+            yield from other.claims().values()
 
     async def update(self, change: Change) -> Claims:
         """Make what *change* makes of the claims durable, and return it.
@@ -136,9 +158,7 @@ class Checkpoint:
     def _commit(self, changes: Sequence[Change]) -> list[Claims | KataGpuError]:
         """Make the changes one after the other, and write what comes of them once."""
         try:
-            with locks.exclusive_within(
-                self.path.with_name("serialize.lock"), timeout_s=self._timeout_s
-            ):
+            with self._locked():
                 before = self._look(_identity(self.path))
                 after, results = _apply(before, changes)
                 if after != before:
@@ -146,6 +166,20 @@ class Checkpoint:
         except KataGpuError as error:
             return [error] * len(changes)
         return results
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the locks of all files, in the one order in which nobody waits for another.
+
+        Where another driver has no folder it is not served: whoever comes to serve it makes its
+        folder first, and then takes our lock, too, before it changes anything.
+        """
+        others = (other.path for other in self._others if other.path.parent.is_dir())
+        with ExitStack() as held:
+            for path in sorted((self.path, *others)):
+                lock = path.with_name("serialize.lock")
+                held.enter_context(locks.exclusive_within(lock, timeout_s=self._timeout_s))
+            yield
 
     def _write(self, claims: Claims, before: Claims) -> None:
         _require_readable([c for uid, c in claims.items() if before.get(uid) != c])

@@ -3,6 +3,7 @@
 So it is here that no device gets two owners, whichever agents ask, and in whatever order.
 """
 
+from collections.abc import Callable, Iterable
 from types import MappingProxyType
 
 from kata_gpu.errors import HeldError, KataGpuError
@@ -10,11 +11,16 @@ from kata_gpu.publish.kubelet.checkpoint import Change
 from kata_gpu.publish.kubelet.prepared import Claims, PreparedClaim
 
 
-def adding(prepared: PreparedClaim) -> Change:
-    """Return what records a claim whose devices are nobody else's."""
+def adding(
+    prepared: PreparedClaim, elsewhere: Callable[[], Iterable[PreparedClaim]] = tuple
+) -> Change:
+    """Return what records a claim whose devices are nobody else's.
+
+    *elsewhere* are the claims of the node's other drivers, whose devices may have its units.
+    """
 
     def change(claims: Claims) -> Claims:
-        for other in claims.values():
+        for other in (*claims.values(), *elsewhere()):
             taken = other.units & prepared.units
             if taken and other.claim.uid != prepared.claim.uid:
                 raise HeldError(

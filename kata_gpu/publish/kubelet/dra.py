@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from kata_gpu.errors import HeldError, KataGpuError
 from kata_gpu.host import locks
-from kata_gpu.model.kubernetes import Device, Door
+from kata_gpu.model.kubernetes import DRIVERS, Device, Door
 from kata_gpu.publish.kubelet import device_health, plugin_sockets
 from kata_gpu.publish.kubelet.checkpoint import Checkpoint
 from kata_gpu.publish.kubelet.device_health import HealthStream
@@ -70,13 +70,14 @@ class DraDriver:
     def __init__(self, settings: DriverSettings, agent: Agent) -> None:
         self._settings = settings
         self._agent = replace(agent, devices=lambda: _of_driver(agent, settings.driver))
-        self._home = Home(
-            driver=settings.driver,
-            pool=settings.pool,
-            agent=settings.agent,
-            directory=settings.kubelet / "plugins" / settings.driver,
+        self._home = _home(settings, settings.driver)
+        boot = settings.boot_id
+        others = (_home(settings, name) for name in DRIVERS if name != settings.driver)
+        self._checkpoint = Checkpoint(
+            self._home.checkpoint,
+            boot_id=boot,
+            others=[Checkpoint(other.checkpoint, boot_id=boot) for other in others],
         )
-        self._checkpoint = Checkpoint(self._home.checkpoint, boot_id=settings.boot_id)
         self._paths = plugin_sockets.paths(settings.kubelet, settings.driver, settings.agent)
         self._registration = PluginRegistration(settings.driver, self._paths.plugin)
         self._news = News()
@@ -193,6 +194,15 @@ class DraDriver:
                 await preparer.reconcile()
             except KataGpuError as error:
                 log.warning("cannot look for claims that are gone: %s", error)
+
+
+def _home(settings: DriverSettings, driver: str) -> Home:
+    return Home(
+        driver=driver,
+        pool=settings.pool,
+        agent=settings.agent,
+        directory=settings.kubelet / "plugins" / driver,
+    )
 
 
 def _chore(work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:

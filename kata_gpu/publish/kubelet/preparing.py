@@ -258,7 +258,7 @@ class Preparer:
             is_brought=is_brought,
             devices=tuple(map(_prepared, wanted, devices)),
         )
-        await self._checkpoint.update(claim_changes.adding(prepared))
+        await self._checkpoint.update(claim_changes.adding(prepared, self._checkpoint.elsewhere))
         if is_done:
             log.info("prepared claim %s: %s", claim.uid, _told(prepared))
         return prepared
