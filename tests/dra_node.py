@@ -12,10 +12,11 @@ from kata_gpu.errors import HostError
 from kata_gpu.host import locks
 from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER, Device, Door
 from kata_gpu.publish.kubelet.checkpoint import Checkpoint
+from kata_gpu.publish.kubelet.device_metadata import DeviceMetadata
 from kata_gpu.publish.kubelet.dra import DraDriver, DriverSettings
 from kata_gpu.publish.kubelet.news import News
 from kata_gpu.publish.kubelet.prepared import ClaimName, Home
-from kata_gpu.publish.kubelet.preparing import Agent, Extras, Patience, Preparer
+from kata_gpu.publish.kubelet.preparing import Agent, Patience, Preparer
 from tests.kubelet.claims import NAMESPACE, POOL, ClaimStore
 from tests.kubelet.dra_manager import DraManager
 
@@ -46,6 +47,11 @@ def device(number: int, *, on_claim: bool = False, **more: Any) -> Device:
 def switch(number: int) -> Device:
     """Return an NVSwitch of the other driver."""
     return device(number, driver=FABRIC_DRIVER, resource="nvidia.com/nvswitch")
+
+
+def without_metadata(home: Home) -> DeviceMetadata:
+    """Return what writes no files for workloads."""
+    return DeviceMetadata(home, home.directory / "cdi", is_wanted=False)
 
 
 @dataclass
@@ -121,7 +127,13 @@ class Node:
 
     def settings(self, agent: str = "a", **more: Any) -> DriverSettings:
         """Return what the GPUs' driver of an agent is made with."""
-        values = {"driver": GPU_DRIVER, "boot_id": BOOT, "patience": PATIENCE, **more}
+        values = {
+            "driver": GPU_DRIVER,
+            "boot_id": BOOT,
+            "patience": PATIENCE,
+            "cdi_directory": self.root / "cdi",
+            **more,
+        }
         return DriverSettings(pool=POOL, agent=agent, kubelet=self.root, **values)
 
     @asynccontextmanager
@@ -130,7 +142,7 @@ class Node:
         agent: str = "a",
         *,
         patience: Patience = PATIENCE,
-        extras: Callable[[Home], Extras] | None = None,
+        metadata: Callable[[Home], DeviceMetadata] | None = None,
     ) -> AsyncIterator[tuple[Preparer, Checkpoint]]:
         """Run what prepares claims, without a socket."""
         home = Home(driver=GPU_DRIVER, pool=POOL, agent=agent, directory=self.directory)
@@ -144,7 +156,7 @@ class Node:
             self.agent,
             news=News(),
             patience=patience,
-            extras=None if extras is None else extras(home),
+            metadata=without_metadata(home) if metadata is None else metadata(home),
         )
         with locks.exclusive(home.lock_of(agent)):
             try:

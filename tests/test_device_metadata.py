@@ -50,18 +50,50 @@ def test_without_the_setting_there_is_none(node: Node, folder: Path) -> None:
     node.claims.give("one", FIRST)
 
     async def main() -> None:
-        async with node.running() as (_, kubelet):
+        async with node.running(cdi_directory=folder) as (_, kubelet):
             await kubelet.start_pod("pod", "one")
 
     asyncio.run(main())
     assert (metadata_files(node), list(folder.iterdir())) == ([], [])
 
 
+def test_what_was_written_goes_with_its_claim_whatever_the_setting_is_by_then(
+    node: Node, folder: Path
+) -> None:
+    node.claims.give("one", FIRST)
+
+    async def main() -> None:
+        async with node.running(cdi_directory=folder, device_metadata=True) as (_, kubelet):
+            found = await kubelet.start_pod("pod", "one")
+        async with node.running(cdi_directory=folder) as (driver, kubelet):
+            assert await kubelet.start_pod("pod", "one") == found * 2
+            assert metadata_files(node)
+            await kubelet.stop_pod("pod")
+            assert driver.claims() == {}
+
+    asyncio.run(main())
+    assert (metadata_files(node), list(folder.iterdir())) == ([], [])
+
+
+def test_what_a_killed_agent_left_is_removed_whatever_the_setting_is_by_then(
+    node: Node, folder: Path
+) -> None:
+    left = folder / f"{GPU_DRIVER}_metadata_u-9_gpu.json"
+    left.write_text("{}")
+
+    async def main() -> None:
+        async with node.driver(cdi_directory=folder).serve():
+            pass
+
+    asyncio.run(main())
+    assert not left.exists()
+
+
 def test_each_request_has_a_file_that_its_first_device_mounts(node: Node, folder: Path) -> None:
     uid = node.claims.put("one", allocated(FIRST, "gpu/big"), allocated(SECOND, "gpu/big"))
 
     async def main() -> None:
-        async with node.running(metadata=folder) as (_, kubelet):
+        async with node.running(cdi_directory=folder, device_metadata=True) as (_, kubelet):
             found = await kubelet.start_pod("pod", "one")
             assert found == [
                 "nvidia.com/pgpu=0000:01:00.0",
@@ -115,7 +147,7 @@ def test_a_claim_from_a_template_is_found_by_the_pods_own_name(node: Node, folde
     }
 
     async def main() -> None:
-        async with node.running(metadata=folder) as (_, kubelet):
+        async with node.running(cdi_directory=folder, device_metadata=True) as (_, kubelet):
             await kubelet.start_pod("pod", "pod-x7f")
 
     asyncio.run(main())
@@ -132,7 +164,7 @@ def test_no_runtime_has_anything_against_its_files(node: Node, folder: Path) -> 
     node.claims.put("two", allocated(SECOND, "a"), allocated(SECOND, "b"))
 
     async def main() -> None:
-        async with node.running(metadata=folder) as (_, kubelet):
+        async with node.running(cdi_directory=folder, device_metadata=True) as (_, kubelet):
             await kubelet.start_pod("pod", "one", "two")
 
     asyncio.run(main())
@@ -151,7 +183,7 @@ def test_a_pod_claim_name_that_is_no_name_is_refused(node: Node, folder: Path) -
     }
 
     async def main() -> None:
-        async with node.running(metadata=folder) as (driver, kubelet):
+        async with node.running(cdi_directory=folder, device_metadata=True) as (driver, kubelet):
             with pytest.raises(PrepareError, match="pod-claim-name is"):
                 await kubelet.start_pod("pod", "one")
             assert driver.claims() == {}
@@ -167,12 +199,12 @@ def test_what_a_killed_agent_left_is_removed_and_nothing_else(node: Node, folder
     orphan = node.directory / "dra-device-metadata" / "tenants_gone" / "gpu/metadata.json"
 
     async def main() -> None:
-        async with node.running(metadata=folder) as (_, kubelet):
+        async with node.running(cdi_directory=folder, device_metadata=True) as (_, kubelet):
             await kubelet.start_pod("pod", "one")
         for path in (left, others, orphan):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
-        async with node.driver(metadata=folder).serve():
+        async with node.driver(cdi_directory=folder, device_metadata=True).serve():
             pass
 
     asyncio.run(main())
@@ -186,7 +218,7 @@ def test_a_claim_that_cannot_be_unprepared_keeps_its_files(node: Node, folder: P
     lock = node.directory / "serialize.lock"
 
     async def main() -> None:
-        async with node.running(metadata=folder) as (_, kubelet):
+        async with node.running(cdi_directory=folder, device_metadata=True) as (_, kubelet):
             found = await kubelet.start_pod("pod", "one")
             lock.unlink()
             lock.mkdir()
@@ -216,13 +248,17 @@ def test_files_that_went_with_a_killed_agent_are_written_anew(node: Node, folder
     file = folder / f"{GPU_DRIVER}_metadata_{uid}_gpu.json"
 
     async def main() -> None:
-        async with node.preparer("a", extras=lambda home: Mortal(home, folder)) as (first, _):
+        async with node.preparer(
+            "a", metadata=lambda home: Mortal(home, folder, is_wanted=True)
+        ) as (first, _):
             prepared = await first.prepare(node.named("one"))
             assert prepared is not None
             with pytest.raises(Killed):
                 await first.unprepare(node.named("one"))
             assert not file.exists()
-        async with node.preparer("b", extras=lambda home: DeviceMetadata(home, folder)) as (
+        async with node.preparer(
+            "b", metadata=lambda home: DeviceMetadata(home, folder, is_wanted=True)
+        ) as (
             second,
             checkpoint,
         ):
@@ -242,7 +278,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing_prepared(node: Node, fol
     folder.touch()
 
     async def main() -> None:
-        async with node.running(metadata=folder) as (driver, kubelet):
+        async with node.running(cdi_directory=folder, device_metadata=True) as (driver, kubelet):
             with pytest.raises(PrepareError, match="cannot write"):
                 await kubelet.start_pod("pod", "one")
             assert driver.claims() == {}
@@ -260,7 +296,7 @@ def test_files_that_cannot_be_removed_hold_up_no_pod(
     file = folder / f"{GPU_DRIVER}_metadata_{uid}_gpu.json"
 
     async def main() -> None:
-        async with node.running(metadata=folder) as (driver, kubelet):
+        async with node.running(cdi_directory=folder, device_metadata=True) as (driver, kubelet):
             await kubelet.start_pod("pod", "one")
             file.unlink()
             file.mkdir()

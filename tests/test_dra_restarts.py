@@ -18,7 +18,7 @@ from kata_gpu.publish.kubelet.dra import DraDriver
 from kata_gpu.publish.kubelet.news import News
 from kata_gpu.publish.kubelet.prepared import Claims, Home, Progress
 from kata_gpu.publish.kubelet.preparing import Agent, Patience, Preparer
-from tests.dra_node import BOOT, PATIENCE, Node, Turns, device, registered, until
+from tests.dra_node import BOOT, PATIENCE, Node, Turns, device, registered, until, without_metadata
 from tests.kubelet.claims import POOL
 from tests.kubelet.dra_manager import PrepareError
 
@@ -405,7 +405,14 @@ async def act(node: Node, points: Points) -> None:
     agent = Agent(
         get_claim=node.claims.get, devices=lambda: node.turns.devices, bring=bring, let_go=let_go
     )
-    preparer = Preparer(home, checkpoint, agent, news=News(), patience=PATIENCE)
+    preparer = Preparer(
+        home,
+        checkpoint,
+        agent,
+        news=News(),
+        patience=PATIENCE,
+        metadata=without_metadata(home),
+    )
     claim = node.named("one")
     try:
         await preparer.prepare(claim)

@@ -172,9 +172,8 @@ class Cluster:
             agent=self._agent,
             kubelet=self._host.path(self._kubernetes.kubelet_directory),
             boot_id=boot.identity(self._host),
-            metadata=(
-                self._host.path(self._cdi_directory) if self._kubernetes.device_metadata else None
-            ),
+            cdi_directory=self._host.path(self._cdi_directory),
+            device_metadata=self._kubernetes.device_metadata,
         )
         agent = Agent(
             get_claim=self._claim,

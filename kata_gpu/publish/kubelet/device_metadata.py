@@ -18,7 +18,13 @@ from typing import Any, Final
 from kata_gpu.errors import HostError, KataGpuError
 from kata_gpu.host import files
 from kata_gpu.model.kubernetes import Attribute, Device
-from kata_gpu.publish.kubelet.prepared import Claims, Home, PreparedClaim, PreparedDevice
+from kata_gpu.publish.kubelet.prepared import (
+    Claims,
+    Home,
+    PreparedClaim,
+    PreparedDevice,
+    Progress,
+)
 
 _CDI_VERSION: Final = "0.5.0"
 _MODE: Final = 0o644  # a workload of any user reads it
@@ -33,6 +39,8 @@ class DeviceMetadata:
 
     home: Home
     cdi_directory: Path
+    is_wanted: bool
+    """Whether a claim that is prepared now gets any; what another got goes with it all the same."""
 
     def write(
         self, prepared: PreparedClaim, devices: Mapping[str, Device], claim: Mapping[str, Any]
@@ -52,6 +60,13 @@ class DeviceMetadata:
                 self._spec_file(prepared, request), spec, staging=self.cdi_directory, mode=_MODE
             )
         return replace(prepared, devices=tuple(self._with_mounts(prepared)))
+
+    def may_be_there(self, prepared: PreparedClaim) -> bool:
+        """Tell whether a claim has files: one that is prepared has what it was answered with."""
+        if prepared.progress is not Progress.COMPLETED:
+            return True  # whoever began it may have been killed after it wrote them
+        kind = f"{self.home.driver}/metadata="
+        return any(n.startswith(kind) for device in prepared.devices for n in device.cdi_names)
 
     def remove(self, prepared: PreparedClaim) -> None:
         """Remove the files of a claim, the spec first; what is gone is no error."""

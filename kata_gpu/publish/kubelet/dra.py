@@ -52,8 +52,9 @@ class DriverSettings:
 
     kubelet: Path
     boot_id: str
-    metadata: Path | None = None
-    """The CDI directory for what workloads read of their devices; None to write nothing there."""
+    cdi_directory: Path
+    device_metadata: bool = False
+    """Whether workloads may read of their devices; a file in the CDI directory mounts it."""
 
     patience: Patience = field(default_factory=Patience)
     health_again_s: float = device_health.AGAIN_S
@@ -81,8 +82,9 @@ class DraDriver:
         self._paths = plugin_sockets.paths(settings.kubelet, settings.driver, settings.agent)
         self._registration = PluginRegistration(settings.driver, self._paths.plugin)
         self._news = News()
-        folder = settings.metadata
-        self._extras = None if folder is None else DeviceMetadata(self._home, folder)
+        self._metadata = DeviceMetadata(
+            self._home, settings.cdi_directory, is_wanted=settings.device_metadata
+        )
 
     @property
     def registration(self) -> Registration:
@@ -130,7 +132,7 @@ class DraDriver:
                 self._agent,
                 news=self._news,
                 patience=self._settings.patience,
-                extras=self._extras,
+                metadata=self._metadata,
             )
             stack.push_async_callback(preparer.close)
             sockets = PluginSockets(
@@ -174,11 +176,10 @@ class DraDriver:
                 continue
             except KataGpuError as error:  # whoever left that there: it keeps nobody from serving
                 log.warning("cannot clear up after agent %s: %s", name, error)
-        if self._extras is not None:
-            try:
-                self._extras.sweep(self.claims())
-            except KataGpuError as error:
-                log.warning("cannot look for metadata that a killed agent left: %s", error)
+        try:
+            self._metadata.sweep(self.claims())
+        except KataGpuError as error:
+            log.warning("cannot look for metadata that a killed agent left: %s", error)
 
     def _clear_after(self, agent: str) -> None:
         settings, lock = self._settings, self._home.lock_of(agent)

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from kata_gpu.errors import HeldError, KataGpuError
@@ -22,6 +22,7 @@ from kata_gpu.model.kubernetes import Device, Door
 from kata_gpu.publish.kubelet import allocation, claim_changes
 from kata_gpu.publish.kubelet.allocation import AllocatedDevice
 from kata_gpu.publish.kubelet.checkpoint import Checkpoint
+from kata_gpu.publish.kubelet.device_metadata import DeviceMetadata
 from kata_gpu.publish.kubelet.news import News
 from kata_gpu.publish.kubelet.prepared import (
     ClaimName,
@@ -72,18 +73,6 @@ class Patience:
     """For a device that is still another's, or not healthy yet: its last pod may just have gone."""
 
 
-class Extras(Protocol):
-    """What else a prepared claim has on this node."""
-
-    def write(
-        self, prepared: PreparedClaim, devices: Mapping[str, Device], claim: Mapping[str, Any]
-    ) -> PreparedClaim:
-        """Write it, and return the claim with the CDI names that stand for it."""
-
-    def remove(self, prepared: PreparedClaim) -> None:
-        """Remove it; what is gone is no error."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Job:
     """A claim that is being prepared."""
@@ -107,14 +96,14 @@ class Preparer:
         *,
         news: News,
         patience: Patience,
-        extras: Extras | None = None,
+        metadata: DeviceMetadata,
     ) -> None:
         self._home = home
         self._checkpoint = checkpoint
         self._agent = agent
         self._news = news
         self._patience = patience
-        self._extras = extras
+        self._metadata = metadata
         self._jobs: dict[str, _Job] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -250,7 +239,7 @@ class Preparer:
         now = self._agent.devices()
         devices = [self._usable(now, one) for one in wanted]
         is_brought = any(device.on_claim or not device.is_ready for device in devices)
-        is_done = not is_brought and self._extras is None
+        is_done = not is_brought and not self._metadata.is_wanted
         prepared = PreparedClaim(
             claim=claim,
             progress=Progress.COMPLETED if is_done else Progress.STARTED,
@@ -298,8 +287,8 @@ class Preparer:
                 reason = "it is gone" if device is None else device.reason
                 raise KataGpuError(f"cannot prepare device {one.device}: {reason}")
         done = replace(begun, progress=Progress.COMPLETED)
-        if self._extras is not None:
-            done = await asyncio.to_thread(self._extras.write, done, now, obj)
+        if self._metadata.is_wanted:
+            done = await asyncio.to_thread(self._metadata.write, done, now, obj)
         await self._checkpoint.update(claim_changes.completing(done))
         log.info("prepared claim %s: %s", done.claim.uid, _told(done))
         return done
@@ -353,13 +342,13 @@ class Preparer:
                 self._start(lambda: self._let_go(found.units))
 
     async def _forget(self, prepared: PreparedClaim) -> None:
-        if self._extras is not None:
+        if self._metadata.may_be_there(prepared):
             if prepared.progress is Progress.COMPLETED:  # or it is answered without what goes now
                 begun = replace(prepared, progress=Progress.STARTED, owner=self._home.agent)
                 await self._checkpoint.update(claim_changes.reopening(prepared, begun))
                 prepared = begun
             try:
-                await asyncio.to_thread(self._extras.remove, prepared)
+                await asyncio.to_thread(self._metadata.remove, prepared)
             except KataGpuError as error:  # it names this claim's uid, and so nobody's after it
                 log.warning("%s; it is removed at the agent's next start", error)
         await self._checkpoint.update(claim_changes.removing(prepared))
