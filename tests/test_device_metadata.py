@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -305,3 +306,71 @@ def test_files_that_cannot_be_removed_hold_up_no_pod(
 
     asyncio.run(main())
     assert "it is removed at the agent's next start" in caplog.text
+
+
+# Whoever may write in the driver's folder leads nobody out of it
+
+
+LINKED: Final = (
+    "dra-device-metadata",
+    "dra-device-metadata/tenants_one",
+    "dra-device-metadata/tenants_one/gpu",
+)
+
+
+def outside(node: Node) -> Path:
+    """Return somebody else's folder, with one of each name in it that we would write to."""
+    made = node.root / "elsewhere"
+    for path in ("tenants_one/gpu", "gpu", "passwords"):
+        (made / path).mkdir(parents=True)
+        (made / path / "theirs").touch()
+    return made
+
+
+def link(node: Node, name: str, target: Path) -> None:
+    """Have a folder of the driver's be a link to *target*."""
+    at = node.directory / name
+    at.parent.mkdir(parents=True, exist_ok=True)
+    if at.is_dir():
+        shutil.rmtree(at)
+    at.symlink_to(target)
+
+
+def everything(root: Path) -> list[Path]:
+    return sorted(root.rglob("*"))
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_nothing_is_written_through_a_link(node: Node, folder: Path, name: str) -> None:
+    uid = node.claims.give("one", FIRST)
+    target = outside(node)
+    before = everything(target)
+
+    async def main() -> None:
+        async with node.running(cdi_directory=folder, device_metadata=True) as (driver, kubelet):
+            link(node, name, target)
+            with pytest.raises(PrepareError, match=f"its folder is a link to '{target}'"):
+                await kubelet.start_pod("pod", "one")
+            assert uid not in driver.claims()
+
+    asyncio.run(main())
+    assert (everything(target), list(folder.iterdir())) == (before, [])
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_nothing_is_removed_through_a_link(node: Node, folder: Path, name: str) -> None:
+    node.claims.give("one", FIRST)
+    target = outside(node)
+    before = everything(target)
+
+    async def main() -> None:
+        async with node.running(cdi_directory=folder, device_metadata=True) as (driver, kubelet):
+            await kubelet.start_pod("pod", "one")
+            link(node, name, target)
+            await kubelet.stop_pod("pod")
+            assert driver.claims() == {}
+        async with node.driver(cdi_directory=folder).serve():
+            pass
+
+    asyncio.run(main())
+    assert (everything(target), list(folder.iterdir())) == (before, [])

@@ -18,6 +18,7 @@ from kata_gpu.errors import HostError
 
 _READ_MAX_BYTES: Final = 4 << 20
 _CHUNK_BYTES: Final = 65536  # /proc/sys refuses buffers of megabytes
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS_MAX: Final = 40  # as many as the kernel follows
 _MOVE_MAX_BYTES: Final = 64 << 20
@@ -101,6 +102,7 @@ def replace(
     mode: int = 0o644,
     follow: bool = False,
     is_for_this_boot: bool = False,
+    below: Path | None = None,
 ) -> None:
     """Give *path* the text *content* in one step, durably.
 
@@ -110,7 +112,7 @@ def replace(
     *staging* is where the temporary file is made: the same file system, and a folder
     whose readers do not mind it. Both folders are made when missing; neither may be a link
     unless we are to *follow* it, and whoever puts one in their place meanwhile does not lead
-    us astray.
+    us astray. The same holds for every folder on their way from *below*, which holds both.
 
     Raises:
         HostError: any of it failed; *path* has its old content. If only the last fsync
@@ -119,9 +121,12 @@ def replace(
     temporary = f"{TEMPORARY}{os.urandom(8).hex()}"
     try:
         data = content.encode("utf-8")
-        for folder in (staging, path.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        with _folder(staging, follow=follow) as start, _folder(path.parent, follow=follow) as end:
+        for needed in (staging, path.parent):
+            (below or needed).mkdir(parents=True, exist_ok=True)
+        with (
+            folder(staging, follow=follow, below=below, makes=True) as start,
+            folder(path.parent, follow=follow, below=below, makes=True) as end,
+        ):
             try:
                 _write_new(temporary, data, mode, start)
                 os.rename(temporary, path.name, src_dir_fd=start, dst_dir_fd=end)
@@ -133,7 +138,7 @@ def replace(
     except UnicodeEncodeError as error:
         raise HostError(f"cannot write {path}: {error.reason}") from error
     except OSError as error:
-        raise HostError(f"cannot write {path}: {_reason(error, path)}") from error
+        raise HostError(f"cannot write {path}: {reason(error, path, below=below)}") from error
 
 
 def _write_new(name: str, data: bytes, mode: int, folder: int) -> None:
@@ -230,13 +235,13 @@ def remove(path: Path, *, follow: bool = False) -> None:
         HostError: it cannot be removed, or its folder is a link that we are not to *follow*.
     """
     try:
-        with _folder(path.parent, follow=follow) as folder:
-            os.unlink(path.name, dir_fd=folder)
-            os.fsync(folder)
+        with folder(path.parent, follow=follow) as fd:
+            os.unlink(path.name, dir_fd=fd)
+            os.fsync(fd)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise HostError(f"cannot remove {path}: {_reason(error, path)}") from error
+        raise HostError(f"cannot remove {path}: {reason(error, path)}") from error
 
 
 def remove_empty(directory: Path) -> None:
@@ -252,22 +257,41 @@ def remove_empty(directory: Path) -> None:
 
 
 @contextmanager
-def _folder(path: Path, *, follow: bool) -> Iterator[int]:
-    """Hold a folder open: it stays the same whatever becomes of its name."""
-    how = 0 if follow else os.O_NOFOLLOW
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | how)
+def folder(
+    path: Path, *, follow: bool = False, below: Path | None = None, makes: bool = False
+) -> Iterator[int]:
+    """Hold a folder open: it stays the same whatever becomes of its name.
+
+    No folder on the way from *below* to it is a link, nor is itself or *below*, unless we are to
+    *follow* that. What is missing on that way is made by who *makes* it.
+
+    Raises:
+        OSError: it cannot be opened; :func:`reason` has its words.
+    """
+    start = path if below is None else below
+    fd = os.open(start, _FOLDER | (0 if follow else os.O_NOFOLLOW))
     try:
+        for name in path.relative_to(start).parts:
+            if makes:
+                with suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=fd)
+            deeper = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = deeper
         yield fd
     finally:
         os.close(fd)
 
 
-def _reason(error: OSError, path: Path) -> str:
+def reason(error: OSError, path: Path, *, below: Path | None = None) -> str:
     """Return why it failed; a folder that is a link says no more than that it is none."""
     if error.errno in {errno.ENOTDIR, errno.ELOOP}:
-        with suppress(OSError):  # it is none, or is none any more
-            target = os.readlink(path.parent)
-            return f"its folder is a link to {target!r}, and nothing is done there"
+        for parent in path.parents:
+            with suppress(OSError):  # it is none, or is none any more
+                target = os.readlink(parent)
+                return f"its folder is a link to {target!r}, and nothing is done there"
+            if parent == (below or path.parent):
+                break
     return error.strerror or str(error)
 
 

@@ -4,6 +4,8 @@ It is written on demand alone: a spec lies in the directory that Kata's runtimes
 that they refuse stops every pod of the node. So it has what both know: version 0.5.0, one
 device, mounts, and no dot in its class. Its device has no node, and gives a VM nothing.
 
+A pod may be let into kubelet's folder of the driver: no link in it is followed.
+
 Source: KEP-5304; k8s.io/dynamic-resource-allocation kubeletplugin/metadata.go and api/metadata.
 """
 
@@ -54,7 +56,9 @@ class DeviceMetadata:
         for request, members in _requests(prepared).items():
             document = _document(prepared, request, members, devices, pod_claim)
             host = self._file(prepared, request)
-            files.replace(host, document, staging=host.parent, mode=_MODE)
+            files.replace(
+                host, document, staging=host.parent, mode=_MODE, below=self.home.directory
+            )
             spec = self._spec(prepared, request, host, pod_claim)
             files.replace(
                 self._spec_file(prepared, request), spec, staging=self.cdi_directory, mode=_MODE
@@ -72,7 +76,7 @@ class DeviceMetadata:
         """Remove the files of a claim, the spec first; what is gone is no error."""
         for request in _requests(prepared):
             files.remove(self._spec_file(prepared, request))
-        _remove_tree(self._folder(prepared))
+        self._remove_tree(self._folder(prepared))
 
     def sweep(self, claims: Claims) -> None:
         """Remove what is there for other than these claims: its agent was killed."""
@@ -88,7 +92,18 @@ class DeviceMetadata:
         folders = {self._folder(claim).name for claim in claims.values()}
         for name in files.names(self._folders):
             if name not in folders:
-                _remove_tree(self._folders / name)
+                self._remove_tree(self._folders / name)
+
+    def _remove_tree(self, folder: Path) -> None:
+        below = self.home.directory
+        try:
+            with files.folder(folder.parent, below=below) as parent:
+                shutil.rmtree(folder.name, dir_fd=parent)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            why = files.reason(error, folder, below=below)
+            raise HostError(f"cannot remove {folder}: {why}") from error
 
     @property
     def _folders(self) -> Path:
@@ -197,12 +212,3 @@ def _pod_claim(claim: Mapping[str, Any]) -> str | None:
     if not isinstance(name, str) or not _LABEL.fullmatch(name):
         raise KataGpuError(f"cannot write metadata for the claim: {_POD_CLAIM} is {name!r:.80}")
     return name
-
-
-def _remove_tree(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise HostError(f"cannot remove {folder}: {error.strerror}") from error
