@@ -45,6 +45,9 @@ _PASSING: Final = frozenset(
 )
 """Errors that say nothing about the pod."""
 
+_SENDING_S: Final = 0.05
+"""Before who asks gives up: an answer that crosses its end on the way is a traceback of grpc's."""
+
 _ANSWER_MAX_BYTES: Final = 65536  # of one pod; a bigger one is not kept
 
 
@@ -185,8 +188,9 @@ class Proxy:
             task = asyncio.create_task(self._forward(method, request, key[1]))
             self._asking[key] = task
             task.add_done_callback(lambda done: self._end(key, done))
+        left_s = context.time_remaining()  # None for who waits for ever
         try:
-            async with asyncio.timeout(context.time_remaining()):
+            async with asyncio.timeout(None if left_s is None else left_s - _SENDING_S):
                 answer = await asyncio.shield(task)  # who gives up does so alone
         except TimeoutError:
             raise self._late() from None
