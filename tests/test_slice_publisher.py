@@ -521,6 +521,24 @@ def test_fields_that_the_server_drops_are_told_once_and_not_written_again_and_ag
     ]
 
 
+def test_what_the_server_dropped_of_a_slice_is_forgotten_with_the_slice(
+    api: ApiServer, tmp_path: Path
+) -> None:
+    api.dropped = {"taints"}
+    tainted = tuple(with_taint(device) for device in EIGHT)
+
+    async def main() -> None:
+        async with publishing(api, tmp_path) as publisher:
+            publisher.update(tainted)
+            await shows(api, EIGHT)
+            for _ in range(3):
+                await until(lambda: api.wipe("node-1") or has(api, EIGHT))
+                await shows(api, EIGHT)
+            assert len(publisher._truncated) <= 2  # with the one that went last
+
+    run(main)
+
+
 def test_a_server_without_dra_is_told_clearly_and_once(
     api: ApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

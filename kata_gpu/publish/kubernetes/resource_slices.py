@@ -205,6 +205,8 @@ class SlicePublisher:
     def _plan(self) -> SliceChanges:
         if self._identity is None:
             return SliceChanges()
+        there = {str(found["metadata"]["uid"]) for found in self._mirror.objects}
+        self._truncated = {uid: spec for uid, spec in self._truncated.items() if uid in there}
         stored = [self._as_meant(found) for found in self._mirror.objects]
         return self._rules.plan(self._driver, self._identity, self._settled.devices, stored)
 
