@@ -14,6 +14,7 @@ from tests.plans.bundles import BOARD
 from tests.simulations.objects import (
     GPU,
     Tree,
+    claim,
     class_,
     deployment,
     device,
@@ -73,6 +74,33 @@ def test_what_is_refused_exits_with_3_and_names_each_condition(tmp_path: Path, a
     assert done.stdout.splitlines()[-1] == (
         "  n1, n2: claim one, request gpu needs 1 device, and the node has none"
     )
+
+
+def test_a_claim_has_no_more_users_than_its_status_can_name(tmp_path: Path) -> None:
+    crowd = deployment("crowd", 258, spec(shared=("common",)))
+    path = written(
+        tmp_path / "a.yaml", class_(), slice_("n1", gpus(1)), claim("common", exactly()), crowd
+    )
+    done = simulate(path, "-o", "json")
+    assert done.returncode == 3
+    pods = told(done)["pods"]
+    assert [one["verdict"] for one in pods] == ["placed"] * 256 + ["refused"] * 2
+    assert pods[-2]["reason"] == (
+        "claim default/common is in use by 256 pods, and no more may use it"
+    )
+
+
+def test_what_a_claim_is_reserved_for_already_counts_once(tmp_path: Path) -> None:
+    common = claim("common", exactly(), has=(("n1", "gpu-0"),))
+    names = ["running", *(f"other-{number}" for number in range(254))]
+    common["status"]["reservedFor"] = [
+        {"resource": "pods", "name": name, "uid": name} for name in names
+    ]
+    pods = [pod(name, shared=("common",)) for name in ("running", "first", "second")]
+    pods[0]["spec"]["nodeName"] = "n1"
+    path = written(tmp_path / "a.yaml", class_(), slice_("n1", gpus(1)), common, *pods)
+    found = {one["pod"]: one["verdict"] for one in told(simulate(path, "-o", "json"))["pods"]}
+    assert found == {"default/first": "placed", "default/second": "refused"}
 
 
 @pytest.mark.parametrize(("form", "load"), [("json", json.loads), ("yaml", yaml.safe_load)])

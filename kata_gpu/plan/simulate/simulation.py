@@ -125,6 +125,7 @@ class _Simulation:
         claims = self._world.claims_of(pod)
         wanted = self._demand(pod, [] if isinstance(claims, str) else claims)
         self._world.occupy(pod.node or "", wanted.resources)
+        self._world.reserve(pod)
         self._charge(wanted)
         self._running.setdefault(pod.group or "", []).append(pod)
 

@@ -255,6 +255,8 @@ class Claim:
     """Where what it has is; None before its allocation, and for everywhere."""
 
     queue: str | None = None
+    users: frozenset[str] = field(default=frozenset(), repr=False)
+    """What it was reserved for before anything is placed: ``namespace/name`` of a pod."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

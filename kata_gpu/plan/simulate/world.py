@@ -20,6 +20,9 @@ from kata_gpu.plan.simulate.values import (
     Where,
 )
 
+USERS_MAX: Final = 256
+"""Pods that may use one claim; the API server takes no more in ``status.reservedFor``."""
+
 _ZERO: Final = Fraction(0)
 
 
@@ -34,6 +37,9 @@ class State:
     claims: dict[str, Claim] = field(default_factory=dict)
     """Claims that are shared or were given, by name, as they are now."""
 
+    users: dict[str, frozenset[str]] = field(default_factory=dict)
+    """What each claim of these is reserved for."""
+
     queues: dict[str, dict[str, Fraction]] = field(default_factory=dict)
     age: dict[str, int] = field(default_factory=dict)
     """Changes whenever something of a node does: what was found out of it before is old then."""
@@ -44,6 +50,7 @@ class State:
             used={node: dict(amounts) for node, amounts in self.used.items()},
             taken=dict(self.taken),
             claims=dict(self.claims),
+            users=dict(self.users),
             queues={queue: dict(amounts) for queue, amounts in self.queues.items()},
             age=dict(self.age),
         )
@@ -77,7 +84,10 @@ class World:
         """Whether what one node gives may be what another could."""
 
         self._counter = 0
-        self.state = State(claims={claim.name: claim for claim in scenario.claims})
+        self.state = State(
+            claims={claim.name: claim for claim in scenario.claims},
+            users={claim.name: claim.users for claim in scenario.claims},
+        )
         for claim in scenario.claims:
             for pick in claim.picks or ():
                 self.state.taken[pick.device] = f"claim {claim.name}"
@@ -102,6 +112,9 @@ class World:
                 kind, name = "ResourceClaimTemplate", wanted.template or ""
             if claim is None:
                 return f"there is no {kind} {name}, which it names as {wanted.name}"
+            users = self.state.users.get(wanted.claim or "", frozenset())
+            if len(users) >= USERS_MAX and not (pod.node or pod.is_claim or pod.name in users):
+                return f"claim {name} is in use by {len(users)} pods, and no more may use it"
             found.append((wanted.name, claim))
         return found
 
@@ -114,6 +127,7 @@ class World:
 
     def give(self, pod: Pod, node: str, given: tuple[Given, ...]) -> None:
         """Take the devices that a pod gets, for the claims that it has them through."""
+        self.reserve(pod)
         for item in given:
             self.state.taken[item.device] = f"{pod.name} (claim {item.claim})"
         for wanted in pod.claims:
@@ -130,6 +144,12 @@ class World:
         if any(self._counts_elsewhere(item.device) for item in given):
             for name in self.pools:
                 self._grow_old(name)
+
+    def reserve(self, pod: Pod) -> None:
+        """Count a pod that has its node among the users of its claims."""
+        for wanted in pod.claims:
+            if wanted.claim in self.state.users and not pod.is_claim:
+                self.state.users[wanted.claim] |= {pod.name}
 
     def _counts_elsewhere(self, device: DeviceId) -> bool:
         where = self._devices.get(device)

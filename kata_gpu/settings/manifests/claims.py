@@ -170,10 +170,18 @@ class AllocationPart(Part):
     node_selector: NodeSelectorPart | None = None
 
 
+class UserPart(Part):
+    """What a claim is reserved for."""
+
+    resource: str
+    name: Name
+
+
 class ClaimStatus(Part):
     """``status`` of a claim."""
 
     allocation: AllocationPart | None = None
+    reserved_for: list[UserPart] = Field(default_factory=list)
 
 
 class ClaimObject(Part):
@@ -220,7 +228,9 @@ def claim_of(document: Document) -> values.Claim:
         constraints=_constraints(found.spec),
         queue=found.metadata.labels.get(QUEUE_LABEL),
     )
-    return asked if held is None else replace(asked, picks=held.picks, where=held.where)
+    if held is None:
+        return asked
+    return replace(asked, picks=held.picks, where=held.where, users=held.users)
 
 
 def _held(document: Document) -> values.Claim | None:
@@ -238,7 +248,15 @@ def _held(document: Document) -> values.Claim | None:
         picks=tuple(_picks(allocation.devices.results)),
         where=None if selector is None else values.Where(terms=selector.terms()),
         queue=found.metadata.labels.get(QUEUE_LABEL),
+        users=frozenset(_users(found)),
     )
+
+
+def _users(found: HeldObject) -> Iterable[str]:
+    """Yield what a claim is reserved for: pods by their names, anything else with its kind."""
+    for user in found.status.reserved_for:
+        kind = "" if user.resource == "pods" else f"{user.resource} "
+        yield f"{kind}{found.metadata.namespace}/{user.name}"
 
 
 def template_of(document: Document) -> values.Claim:
