@@ -104,7 +104,7 @@ def test_each_request_has_a_file_that_its_first_device_mounts(node: Node, folder
             assert await again(kubelet) == found
             (path,) = metadata_files(node)
             assert path.relative_to(node.directory) == Path(
-                f"dra-device-metadata/{NAMESPACE}_one/gpu/metadata.json"
+                f"dra-device-metadata/{uid}/gpu/metadata.json"
             )
             (mount,) = spec(folder / f"{GPU_DRIVER}_metadata_{uid}_gpu.json")["devices"][0][
                 "containerEdits"
@@ -197,7 +197,7 @@ def test_what_a_killed_agent_left_is_removed_and_nothing_else(node: Node, folder
     uid = node.claims.give("one", FIRST)
     left = folder / f"{GPU_DRIVER}_metadata_u-9_gpu.json"
     others = folder / "nvidia.com_gpu.json"
-    orphan = node.directory / "dra-device-metadata" / "tenants_gone" / "gpu/metadata.json"
+    orphan = node.directory / "dra-device-metadata" / "u-9" / "gpu/metadata.json"
 
     async def main() -> None:
         async with node.running(cdi_directory=folder, device_metadata=True) as (_, kubelet):
@@ -211,7 +211,7 @@ def test_what_a_killed_agent_left_is_removed_and_nothing_else(node: Node, folder
     asyncio.run(main())
     names = {path.name for path in folder.iterdir()}
     assert names == {others.name, f"{GPU_DRIVER}_metadata_{uid}_gpu.json"}
-    assert [path.parent.parent.name for path in metadata_files(node)] == ["tenants_one"]
+    assert [path.parent.parent.name for path in metadata_files(node)] == [uid]
 
 
 def test_a_claim_that_cannot_be_unprepared_keeps_its_files(node: Node, folder: Path) -> None:
@@ -230,6 +230,37 @@ def test_a_claim_that_cannot_be_unprepared_keeps_its_files(node: Node, folder: P
 
     asyncio.run(main())
     assert [path.name for path in folder.iterdir()] == [f"{GPU_DRIVER}_metadata_{uid}_gpu.json"]
+
+
+def test_a_claim_of_the_same_name_keeps_its_files_when_the_older_one_goes(
+    node: Node, folder: Path
+) -> None:
+    node.claims.give("one", FIRST)
+    older = node.named("one")
+
+    async def main() -> None:
+        async with node.preparer(
+            metadata=lambda home: DeviceMetadata(home, folder, is_wanted=True)
+        ) as (preparer, _):
+            await preparer.prepare(older)
+            uid = node.claims.give("one", SECOND)
+            await preparer.prepare(node.named("one"))
+            await preparer.unprepare(older)
+            assert [spec(path)["metadata"]["uid"] for path in metadata_files(node)] == [uid]
+
+    asyncio.run(main())
+
+
+def test_a_claim_with_the_longest_name_has_files(node: Node, folder: Path) -> None:
+    name = "a" * 253
+    node.claims.give(name, FIRST)
+
+    async def main() -> None:
+        async with node.running(cdi_directory=folder, device_metadata=True) as (_, kubelet):
+            await kubelet.start_pod("pod", name)
+            assert metadata_files(node)
+
+    asyncio.run(main())
 
 
 class Killed(BaseException):
@@ -311,17 +342,20 @@ def test_files_that_cannot_be_removed_hold_up_no_pod(
 # Whoever may write in the driver's folder leads nobody out of it
 
 
+UID: Final = "00000001-0000-4000-8000-000000000000"
+"""Of the first claim."""
+
 LINKED: Final = (
     "dra-device-metadata",
-    "dra-device-metadata/tenants_one",
-    "dra-device-metadata/tenants_one/gpu",
+    f"dra-device-metadata/{UID}",
+    f"dra-device-metadata/{UID}/gpu",
 )
 
 
 def outside(node: Node) -> Path:
     """Return somebody else's folder, with one of each name in it that we would write to."""
     made = node.root / "elsewhere"
-    for path in ("tenants_one/gpu", "gpu", "passwords"):
+    for path in (f"{UID}/gpu", "gpu", "passwords"):
         (made / path).mkdir(parents=True)
         (made / path / "theirs").touch()
     return made

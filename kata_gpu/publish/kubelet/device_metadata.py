@@ -110,7 +110,8 @@ class DeviceMetadata:
         return self.home.directory / "dra-device-metadata"
 
     def _folder(self, prepared: PreparedClaim) -> Path:
-        return self._folders / f"{prepared.claim.namespace}_{prepared.claim.name}"
+        """Return a claim's own: one of the same name may be prepared before this one has gone."""
+        return self._folders / prepared.claim.uid
 
     def _file(self, prepared: PreparedClaim, request: str) -> Path:
         return self._folder(prepared) / request / "metadata.json"
