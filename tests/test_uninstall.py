@@ -15,6 +15,7 @@ from kata_gpu.host import files, locks
 from kata_gpu.model.blueprint import Blueprint
 from kata_gpu.model.kubernetes import FABRIC_DRIVER, GPU_DRIVER
 from kata_gpu.model.ledger import Ledger
+from kata_gpu.publish.kubelet.device_metadata import FOLDER
 from kata_gpu.settings import blueprint
 from kata_gpu.settings.agent import Kubernetes
 from tests.kernel import nodes
@@ -126,11 +127,16 @@ def test_what_agents_left_in_kubelets_folders_goes_and_others_files_stay(
     for name in ("checkpoint.json", "serialize.lock", "agent-0123.lock", "dra-0123.sock"):
         put(root, f"{kubelet}/plugins/{GPU_DRIVER}/{name}")
     put(root, f"{kubelet}/plugins/{FABRIC_DRIVER}/agent-0123.lock")
+    put(root, f"{kubelet}/plugins/{GPU_DRIVER}/{FOLDER}/0123-uid/gpu/metadata.json")
+    put(root, f"{kubelet}/plugins/{FABRIC_DRIVER}/{FOLDER}/0123-uid/nvs/metadata.json")
+    put(root, f"/var/run/cdi/{GPU_DRIVER}_metadata_0123-uid_gpu.json")
     put(root, f"{kubelet}/plugins_registry/{GPU_DRIVER}-0123-reg.sock")
     put(root, f"{kubelet}/device-plugins/kata-gpu-nvidia.com_pgpu-0123abcd.sock")
     done = run("uninstall", "--dry-run", "--root", root)
     assert f"then remove {kubelet}/plugins/{GPU_DRIVER}/checkpoint.json\n" in done.stdout
     assert f"then remove {kubelet}/plugins/{GPU_DRIVER}, if it is empty\n" in done.stdout
+    assert f"then remove {kubelet}/plugins/{GPU_DRIVER}/{FOLDER}\n" in done.stdout
+    assert f"then remove /var/run/cdi/{GPU_DRIVER}_metadata_0123-uid_gpu.json\n" in done.stdout
     assert finish(kernel) == ExitCode.OK
     assert tree(root) == before
     assert all(path.exists() for path in foreign)

@@ -14,18 +14,22 @@ from kata_gpu.agent import temporaries
 from kata_gpu.host import Host, detour, files, paths
 from kata_gpu.model.kubernetes import DRIVERS
 from kata_gpu.model.ledger import Ledger
+from kata_gpu.publish.kubelet.device_metadata import FOLDER, DeviceMetadata
+from kata_gpu.publish.kubelet.prepared import Home
 from kata_gpu.settings.agent import Kubernetes, Settings
 
 _OURS: Final = "kata-gpu"
 _IN_PLUGINS: Final = re.compile(
     r"checkpoint\.json|serialize\.lock|agent-[^/]+\.lock|dra-[^/]+\.sock|\.kata-gpu-[0-9a-f]+"
 )
-_IN_REGISTRY: Final = re.compile(rf"({'|'.join(map(re.escape, DRIVERS))})-[^/]+-reg\.sock")
+_ANY_DRIVER: Final = "|".join(map(re.escape, DRIVERS))
+_IN_REGISTRY: Final = re.compile(rf"({_ANY_DRIVER})-[^/]+-reg\.sock")
+_IN_CDI: Final = re.compile(rf"({_ANY_DRIVER})_metadata_[^/]+\.json")
 _IN_DEVICE_PLUGINS: Final = re.compile(r"kata-gpu-.+-[0-9a-z]{1,32}\.sock")
 
 
 def remains(host: Host, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
-    """Return the files that no step of a release removes, in the order in which they go.
+    """Return what no step of a release removes, in the order in which it goes.
 
     *ledger* names the files near which a killed agent may have left half-written ones.
 
@@ -39,8 +43,20 @@ def remains(host: Host, settings: Settings, ledger: Ledger) -> tuple[str, ...]:
         *temporaries.find(host, settings, ledger),
         *_sockets(host, settings),
         *_near_kubelet(host, settings),
+        *_of_claims(host, settings),
         *found,
     )
+
+
+def sweep(host: Host, settings: Settings) -> None:
+    """Remove what workloads may read of their devices; their claims are void with us.
+
+    Before the release, so that the folders which we made can go. HostError: it cannot be removed.
+    """
+    for driver, directory in zip(DRIVERS, _plugins(settings), strict=True):
+        home = Home(driver=driver, pool="", agent="uninstall", directory=host.path(directory))
+        DeviceMetadata(home, host.path(settings.cdi_directory), is_wanted=False).sweep({})
+        files.remove_empty(home.directory / FOLDER)
 
 
 def directories(host: Host, settings: Settings) -> tuple[str, ...]:
@@ -74,6 +90,13 @@ def _plugins(settings: Settings) -> tuple[str, ...]:
     return tuple(map((settings.kubernetes or Kubernetes()).plugin_directory, DRIVERS))
 
 
+def _of_claims(host: Host, settings: Settings) -> Iterator[str]:
+    """Yield the folders of what workloads may read of their devices."""
+    for directory in _plugins(settings):
+        if paths.is_there(host.path(f"{directory}/{FOLDER}")):
+            yield f"{directory}/{FOLDER}"
+
+
 def _near_kubelet(host: Host, settings: Settings) -> Iterator[str]:
     """Yield what agents left in kubelet's folders: checkpoints, locks, and dead ones' sockets.
 
@@ -84,6 +107,7 @@ def _near_kubelet(host: Host, settings: Settings) -> Iterator[str]:
         **dict.fromkeys(_plugins(settings), _IN_PLUGINS),
         f"{kubelet}/plugins_registry": _IN_REGISTRY,
         f"{kubelet}/device-plugins": _IN_DEVICE_PLUGINS,
+        settings.cdi_directory: _IN_CDI,
     }
     for directory, pattern in places.items():
         for name in files.names(host.path(directory)):

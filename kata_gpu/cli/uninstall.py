@@ -54,6 +54,7 @@ def carry_out(host: Host, settings: Settings) -> int:
     told = withdrawal.carry_out(host, settings)  # first: until then the scheduler sends pods here
     words.report(told)
     temporaries.sweep(host, settings, known)  # so that the folders which we made can go
+    removal.sweep(host, settings)
     report = executor.execute(host, found, journal, progress=Progress())
     if report.failures:
         return failed(report)

@@ -28,6 +28,9 @@ from kata_gpu.publish.kubelet.prepared import (
     Progress,
 )
 
+FOLDER: Final = "dra-device-metadata"
+"""Of a driver's own: a folder for each claim that has files."""
+
 _CDI_VERSION: Final = "0.5.0"
 _MODE: Final = 0o644  # a workload of any user reads it
 _INSIDE: Final = "/var/run/kubernetes.io/dra-device-attributes"
@@ -107,7 +110,7 @@ class DeviceMetadata:
 
     @property
     def _folders(self) -> Path:
-        return self.home.directory / "dra-device-metadata"
+        return self.home.directory / FOLDER
 
     def _folder(self, prepared: PreparedClaim) -> Path:
         """Return a claim's own: one of the same name may be prepared before this one has gone."""
