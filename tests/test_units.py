@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from kata_gpu.model.blueprint import Blueprint, Mode, Selector
+from kata_gpu.model.blueprint import Blueprint, Mode, Pool, Selector
 from kata_gpu.model.inventory import Inventory, Problem
+from kata_gpu.model.kubernetes import BindWhen, Door
 from kata_gpu.model.ledger import Ledger, LedgerEntry, OriginalFunction, Stage
 from kata_gpu.model.pci import Binding, PciFunction, PhysicalFunction, VirtualFunction
 from kata_gpu.model.plan import Finding, Severity
@@ -248,6 +249,29 @@ def test_a_group_that_overflows_whole_is_no_conflict() -> None:
     formed, findings = form(blueprint_of(*pools), inventory_of(FIRST, *pair), Ledger())
     assert ids(formed, "rest") == ["02:01.0"]
     assert findings == ()
+
+
+@pytest.mark.parametrize(
+    "limited",
+    [
+        pool("limited", mode=Mode.HOST, max_units=1),
+        pool("limited", mode=Mode.IGNORE, max_units=1),
+        replace(pool("limited", max_units=1), door=Door.DRA, bind=BindWhen.ON_CLAIM),
+    ],
+    ids=["host", "ignore", "on claim"],
+)
+def test_what_the_next_pool_took_is_not_given_back_for_a_limit(limited: Pool) -> None:
+    pools = blueprint_of(limited, pool("gpus"))
+    before, _ = form(pools, inventory_of(FIRST, SECOND), Ledger())
+    after, _ = form(pools, inventory_of(FIRST, SECOND), ledger_of(SECOND))
+    assert ids(before) == ids(after) == ["02:00.0"]
+
+
+def test_what_a_claim_took_of_a_limited_pool_stays_its() -> None:
+    limited = replace(pool("limited", max_units=1), door=Door.DRA, bind=BindWhen.ON_CLAIM)
+    pools = blueprint_of(limited, pool("rest", mode=Mode.HOST))
+    formed, _ = form(pools, inventory_of(FIRST, SECOND), ledger_of(SECOND))
+    assert ids(formed, "limited") == ["02:00.0"]
 
 
 @pytest.mark.parametrize(("wanted", "warnings"), [(1, 0), (2, 0), (3, 1)])

@@ -12,6 +12,7 @@ from kata_gpu.model.blueprint import Blueprint, Mode, Pool
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.iommu import IommuGroup, forbidden_reason, judge, judge_without_group
 from kata_gpu.model.isolation import all_bonded, bonds
+from kata_gpu.model.kubernetes import BindWhen
 from kata_gpu.model.ledger import Ledger
 from kata_gpu.model.pci import PciAddress, PciFunction
 from kata_gpu.model.plan import Finding, Severity
@@ -20,6 +21,8 @@ from kata_gpu.model.unit import Unit, UnitState
 
 Choices = Mapping[PciAddress, tuple[Pool, ...]]
 """The pools that may have each function, the first choice first; without what none may have."""
+
+_Rank = tuple[bool, PciAddress]
 
 _EXCLUDE: Final = (
     'narrow the pool\'s selectors, or put a pool with mode = "ignore" that selects it before'
@@ -56,6 +59,40 @@ class _Known:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shares:
+    """Which clusters each pool gets: up to its limit, and those that it has first."""
+
+    ours: frozenset[PciAddress]
+    ranks: dict[str, list[_Rank]]
+    """By the pool's name, of what it gets, the first choice first."""
+
+    def pool_for(self, pools: tuple[Pool, ...], chosen: list[PciFunction]) -> Pool | None:
+        """Return the first of *pools* that has room for a cluster; None without one."""
+        for pool in pools:
+            got = self.ranks[pool.name]
+            if pool.max_units is None or len(got) < pool.max_units:
+                return pool
+            if got and self.rank(pool, pools, chosen) <= got[-1]:
+                return pool
+        return None
+
+    def rank(self, pool: Pool, pools: tuple[Pool, ...], chosen: list[PciFunction]) -> _Rank:
+        """Return which of the clusters that may be a pool's are before others.
+
+        Otherwise a unit that a pool gives back, or leaves to the next, would be another than
+        the one of before in each turn.
+        """
+        address = chosen[0].address
+        is_ours = address in self.ours
+        if pool.mode is not Mode.PASSTHROUGH:
+            return (is_ours, address)
+        later = pools[pools.index(pool) + 1 :]
+        if pool.bind is BindWhen.ON_CLAIM and any(p.mode is Mode.PASSTHROUGH for p in later):
+            return (False, address)  # that it is ours does not say whose it is
+        return (not is_ours, address)
+
+
 def form(blueprint: Blueprint, inventory: Inventory, ledger: Ledger) -> Formed:
     """Return the units, and what the pools ask for that no unit can be."""
     choices = _choices(blueprint, inventory)
@@ -63,19 +100,19 @@ def form(blueprint: Blueprint, inventory: Inventory, ledger: Ledger) -> Formed:
     findings = list(forbidden.values())
     bonded = bonds(inventory.functions)
     known = _Known.of(inventory)
-    taken: dict[str, int] = {}
     units: list[Unit] = []
-    for chosen in _clusters(choices, inventory, ledger, bonded):
-        pool = _pool_with_room(choices[chosen[0].address], taken)
+    clusters = _clusters(choices, inventory, bonded)
+    shares = _shares(blueprint, choices, clusters, ledger)
+    for chosen in clusters:
+        pool = shares.pool_for(choices[chosen[0].address], chosen)
         if pool is None:
             continue
-        rival = _rival(choices, chosen, pool, taken)
-        taken[pool.name] = taken.get(pool.name, 0) + 1
+        rival = _rival(choices, chosen, pool, shares)
         if rival is not None:
             findings.append(rival)
             continue
         units.append(_unit(choices, known, chosen, pool, bonded))
-    findings.extend(_too_few(blueprint, taken))
+    findings.extend(_too_few(blueprint, shares))
     return Formed(
         units=tuple(sorted(units, key=lambda unit: unit.primary)),
         refused_pools=frozenset(forbidden),
@@ -103,15 +140,9 @@ def _choices(blueprint: Blueprint, inventory: Inventory) -> Choices:
 
 
 def _clusters(
-    choices: Choices,
-    inventory: Inventory,
-    ledger: Ledger,
-    bonded: Mapping[int, tuple[int, ...]],
+    choices: Choices, inventory: Inventory, bonded: Mapping[int, tuple[int, ...]]
 ) -> list[list[PciFunction]]:
-    """Return the selected functions of each set of groups, the primary first.
-
-    Clusters that are ours come first, so that a pool's limit keeps what it has.
-    """
+    """Return the selected functions of each set of groups, by address, the primary first."""
     by_groups: dict[tuple[int, ...] | PciAddress, list[PciFunction]] = {}
     for function in inventory.functions:
         if function.address in choices:
@@ -120,15 +151,26 @@ def _clusters(
     clusters = [
         sorted(chosen, key=lambda f: (not f.is_gpu, f.address)) for chosen in by_groups.values()
     ]
-    ours = {function.address for entry in ledger.entries for function in entry.functions}
-    return sorted(clusters, key=lambda c: (c[0].address not in ours, c[0].address))
+    return sorted(clusters, key=lambda c: c[0].address)
 
 
-def _pool_with_room(pools: Iterable[Pool], taken: Mapping[str, int]) -> Pool | None:
-    for pool in pools:
-        if pool.max_units is None or taken.get(pool.name, 0) < pool.max_units:
-            return pool
-    return None
+def _shares(
+    blueprint: Blueprint,
+    choices: Choices,
+    clusters: Iterable[list[PciFunction]],
+    ledger: Ledger,
+) -> _Shares:
+    """Return what each pool gets of *clusters*; what is past its limit falls to the next."""
+    ours = frozenset(f.address for entry in ledger.entries for f in entry.functions)
+    shares = _Shares(ours=ours, ranks={})
+    left = [(choices[chosen[0].address], chosen) for chosen in clusters]
+    for pool in blueprint.pools:
+        asking = [(pools, chosen) for pools, chosen in left if pool in pools]
+        ranks = sorted(shares.rank(pool, pools, chosen) for pools, chosen in asking)
+        shares.ranks[pool.name] = ranks[: pool.max_units]
+        got = {address for _, address in shares.ranks[pool.name]}
+        left = [(pools, chosen) for pools, chosen in left if chosen[0].address not in got]
+    return shares
 
 
 def _forbidden(
@@ -160,11 +202,11 @@ def _forbidden(
 
 
 def _rival(
-    choices: Choices, chosen: list[PciFunction], pool: Pool, taken: Mapping[str, int]
+    choices: Choices, chosen: list[PciFunction], pool: Pool, shares: _Shares
 ) -> Finding | None:
     """Refuse a group whose functions two pools want for different ends."""
     for other in chosen[1:]:
-        wanted = _pool_with_room(choices[other.address], taken)
+        wanted = shares.pool_for(choices[other.address], chosen)
         if wanted is not None and wanted.mode is not pool.mode:
             return Finding(
                 severity=Severity.REFUSED,
@@ -216,9 +258,9 @@ def _is_to_pass(pools: tuple[Pool, ...]) -> bool:
     return pools[0].mode is Mode.PASSTHROUGH
 
 
-def _too_few(blueprint: Blueprint, taken: Mapping[str, int]) -> Iterable[Finding]:
+def _too_few(blueprint: Blueprint, shares: _Shares) -> Iterable[Finding]:
     for pool in blueprint.pools:
-        count = taken.get(pool.name, 0)
+        count = len(shares.ranks[pool.name])
         if count < pool.min_units:
             yield Finding(
                 severity=Severity.WARNING,
