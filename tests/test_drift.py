@@ -64,6 +64,7 @@ def test_a_changed_file_is_only_reported_then_too(kernel: FakeKernel, events: Ev
         spec.write_text("{}")
         status = await next_turn(agent)
         assert finding(status, CDI) == "somebody changed it since it was written"
+        assert state_of(status) == "drifted"
         assert spec.read_text() == "{}"
         spec.write_text(mended)
         assert (await next_turn(agent))["findings"] == []
@@ -115,6 +116,7 @@ def test_a_file_that_somebody_keeps_changing_is_left_too(
         spec.write_text("{}")
         status = await next_turn(agent)
         assert "foreign writer" in finding(status, CDI)
+        assert state_of(status) == "contested"
         assert spec.read_text() == "{}"
 
     run(kernel, events, script)

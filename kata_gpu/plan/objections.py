@@ -192,13 +192,13 @@ def unselected(unit: str) -> Finding:
     )
 
 
-def ignored(unit: Unit, pool: Pool) -> Finding:
+def ignored(entry: LedgerEntry, pool: Pool) -> Finding:
     """Say that what is ours is of a pool that leaves it alone."""
     return Finding(
         severity=Severity.INFO,
-        subject=unit.id,
+        subject=entry.unit,
         reason=f"it is ours, but pool {pool.name} ignores it, so it is left alone",
-        remedy=f"kata-gpu release {unit.id} gives it back",
+        remedy=f"kata-gpu release {entry.unit} gives it back",
     )
 
 

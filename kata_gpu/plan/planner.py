@@ -127,6 +127,7 @@ class _Draft:
         self._unclaimed: list[tuple[str, Unit]] = []
         self._passengers = 0
         self._pools: dict[str, Pool] = {}
+        self._considered: set[str] = set()
 
     # What becomes of each unit
 
@@ -135,20 +136,21 @@ class _Draft:
         now = self._now
         pool = next(pool for pool in now.blueprint.pools if pool.name == unit.pool)
         self._pools[unit.id] = pool
-        entry = now.ledger.entry(unit.id)
         match pool.mode:
             case Mode.IGNORE:
-                if entry is not None:
-                    self.findings.append(objections.ignored(unit, pool))
+                for owner in now.owners(unit):
+                    self._considered.add(owner.unit)
+                    self.findings.append(objections.ignored(owner, pool))
             case Mode.HOST:
-                self._consider_host(unit, pool, entry)
+                self._consider_host(unit, pool)
             case Mode.PASSTHROUGH:
+                entry = now.ledger.entry(unit.id)
                 self._consider_passthrough(unit, pool, entry, may_move=may_move)
 
     def consider_orphans(self, known: set[str]) -> None:
         """Finish releases that were begun, and name units that no pool wants any more."""
         for entry in self._now.ledger.entries:
-            if entry.unit in known:
+            if entry.unit in known | self._considered:
                 continue
             if not any(f.address in self._now.functions for f in entry.functions):
                 self.findings.append(objections.gone(entry.unit))
@@ -186,10 +188,16 @@ class _Draft:
     def _stuck(self, entry: LedgerEntry) -> Finding | None:
         return objections.stuck(self._now, entry.unit, (f.address for f in entry.functions))
 
-    def _consider_host(self, unit: Unit, pool: Pool, entry: LedgerEntry | None) -> None:
-        if entry is not None:
-            self._give_back(entry, f"pool {pool.name} wants it on its host driver")
-        elif any(map(self._now.is_on_vfio, unit.functions)):
+    def _consider_host(self, unit: Unit, pool: Pool) -> None:
+        """Give back what is ours of it, be it called otherwise since another function is first."""
+        owners = self._now.owners(unit)
+        for owner in owners:
+            if owner.unit == unit.id or self._now.is_whole_in(unit, owner):
+                self._considered.add(owner.unit)
+                self._give_back(owner, f"pool {pool.name} wants it on its host driver")
+            else:
+                self._objects(objections.not_ours(self._now, unit, pool))
+        if not owners and any(map(self._now.is_on_vfio, unit.functions)):
             self.findings.append(objections.taken_by_another(unit, pool))
 
     def _consider_passthrough(
@@ -212,6 +220,8 @@ class _Draft:
         found = objections.to_passing(now, unit, pool, entry)
         self.findings.extend(found)
         if found:
+            named = () if unit.verdict.blockers else now.owners(unit)[:1]
+            self._considered |= {e.unit for e in named if e.stage is not Stage.RELEASING}
             return
         if is_to_pass:
             self._pass_through(unit, pool, entry)

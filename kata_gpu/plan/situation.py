@@ -89,6 +89,16 @@ class Situation:
             for pair in ((function.slot, now.slot), (function.serial, now.serial))
         )
 
+    def owners(self, unit: Unit) -> tuple[LedgerEntry, ...]:
+        """Return what is ours of a unit, each once; another function of it may have been first."""
+        found = (self.ledger.owner(address) for address in unit.functions)
+        return tuple(dict.fromkeys(entry for entry in found if entry is not None))
+
+    def is_whole_in(self, unit: Unit, entry: LedgerEntry) -> bool:
+        """Tell whether all that is there of *entry* is part of the unit."""
+        there = {f.address for f in entry.functions if f.address in self.functions}
+        return there <= set(unit.functions)
+
     def is_settled(self, unit: Unit) -> bool:
         """Tell whether the unit is ours and every function where it shall be."""
         entry = self.ledger.entry(unit.id)

@@ -7,7 +7,7 @@ from kata_gpu.model.holder import Holder
 from kata_gpu.model.inventory import Inventory
 from kata_gpu.model.kubernetes import BindWhen
 from kata_gpu.model.ledger import Ledger
-from kata_gpu.model.plan import CleanUnit, LoadModule, MoveGroup, Plan
+from kata_gpu.model.plan import CleanUnit, Finding, LoadModule, MoveGroup, Plan
 from kata_gpu.model.report import UnitFunction, UnitStatus
 from kata_gpu.model.unit import Unit, UnitState
 from kata_gpu.plan import cdi, units
@@ -35,18 +35,20 @@ def assess(
         pool = pools[unit.pool]
         nodes = published.get(pool.resource or "", {}).get(unit.id, ())
         parent = now.functions[unit.primary].parent
-        objection = objected.get(unit.id)
+        names = dict.fromkeys((unit.id, *(entry.unit for entry in now.owners(unit))))
+        objection = next((objected[name] for name in names if name in objected), None)
         if objection is None and not nodes:
             objection = objected.get(str(parent)) or objected.get(f"pool {pool.name}")
         if objection is not None and objection.state is not None:
             whose = f"{parent}: " if objection.subject == str(parent) else ""
             found = objection.state, f"{whose}{objection.reason}"
-        elif unit.id in moving:
+        elif moving & names.keys():
             found = UnitState.PENDING, "it is about to be moved"
         elif pool.bind is BindWhen.ON_CLAIM and ledger.entry(unit.id) is None:
             found = UnitState.UNCLAIMED, _unclaimed(now, unit, pool)
         else:
-            found = _settled(pool, nodes, now.holders(unit.functions))
+            spec = objected.get(cdi.path(cdi_directory, pool.resource)) if pool.resource else None
+            found = _settled(pool, nodes, now.holders(unit.functions), spec)
         statuses.append(_status(now, unit, pool, found, nodes))
     return tuple(statuses)
 
@@ -68,8 +70,9 @@ def _moving(plan: Plan) -> set[str]:
 
 
 def _settled(
-    pool: Pool, nodes: tuple[str, ...], holders: tuple[Holder, ...]
+    pool: Pool, nodes: tuple[str, ...], holders: tuple[Holder, ...], spec: Finding | None
 ) -> tuple[UnitState, str]:
+    """Return what it is when nothing is to be done to it; *spec* is why its file is not written."""
     match pool.mode:
         case Mode.IGNORE:
             return UnitState.IGNORED, f"pool {pool.name} leaves it alone"
@@ -79,6 +82,8 @@ def _settled(
             return UnitState.IN_USE, "; ".join(map(str, holders))
         case Mode.PASSTHROUGH if nodes:
             return UnitState.AVAILABLE, f"bound, and in the CDI spec of {pool.resource}"
+        case Mode.PASSTHROUGH if spec is not None and spec.state is not None:
+            return spec.state, f"bound, and not in the CDI spec: {spec.subject}: {spec.reason}"
         case Mode.PASSTHROUGH:
             return UnitState.PENDING, "bound, and not in the CDI spec yet"
 

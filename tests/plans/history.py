@@ -47,6 +47,22 @@ def host_mode_gives_back(root: Path) -> tuple[Node, Plan]:
 
 
 @scenario
+def host_mode_by_another_name(root: Path) -> tuple[Node, Plan]:
+    """A unit is given back too when the pool selects a function of it that was not before."""
+    node = Node(nodes.bridge_pair(root))
+    node.apply(blueprint(passthrough("second", nodes.BRIDGED[1])))
+    return node, node.plan(blueprint(host("back", *nodes.BRIDGED)))
+
+
+@scenario
+def ignored_by_another_name(root: Path) -> tuple[Node, Plan]:
+    """It is named as the ledger has it where the pool selects another function of it first."""
+    node = Node(nodes.bridge_pair(root))
+    node.apply(blueprint(passthrough("second", nodes.BRIDGED[1])))
+    return node, node.plan(blueprint(ignore("mine", *nodes.BRIDGED)))
+
+
+@scenario
 def host_mode_on_a_foreign_unit(root: Path) -> tuple[Node, Plan]:
     """Where somebody else bound it nobody knows the way back."""
     node = Node(nodes.single_gpu(root))
