@@ -253,6 +253,16 @@ def test_a_gpu_that_a_killed_agent_left_awake_sleeps_after_the_next_look(
     assert entry(kernel).cc_mode is CcMode.OFF
 
 
+def test_a_gpu_without_a_register_that_was_left_awake_sleeps_too(tmp_path: Path) -> None:
+    kernel = nodes.single_gpu(tmp_path)
+    converge(kernel)
+    kernel.write(CONTROL, "on")
+    know(kernel, woken=(address("01:00.0"),))
+    assert len(begin(kernel).taken) == 1
+    assert (kernel.read(POWER_STATE), entry(kernel).woken) == ("D3hot", ())
+    assert (entry(kernel).cc_mode, entry(kernel).cc_unread) == (None, None)
+
+
 def test_a_look_that_fails_lets_it_sleep_too(kernel: FakeKernel) -> None:
     converge(kernel)
     with kernel.vm_holds(nodes.GPU):

@@ -10,7 +10,7 @@ open-gpu-kernel-modules, dev_therm.h.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from kata_gpu.act import boot_state, waking
@@ -21,6 +21,7 @@ from kata_gpu.host import Host
 from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.model import confidential
 from kata_gpu.model.confidential import CcMode, ModeLook
+from kata_gpu.model.pci import PciAddress
 from kata_gpu.model.plan import ReadMode
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ Word = CcMode | str
 def take(host: Host, step: ReadMode, journal: Journal, looks: Looks) -> None:
     """Read the mode of a unit that nobody has; one that somebody has by now is left alone.
 
+    What was left awake sleeps again, also where there is nothing to be read.
+
     Raises:
         HostError: nobody can say who has it, or the ledger cannot be written.
         StuckError: a store or a read does not return.
@@ -44,7 +47,9 @@ def take(host: Host, step: ReadMode, journal: Journal, looks: Looks) -> None:
         looks.refuse_if_held(step.addresses)
     except HeldError:  # it is read when it is cleaned after them
         return
-    look(host, step.unit, step.looks, journal)
+    entry = journal.ledger.entry(step.unit)
+    left_awake = () if entry is None else entry.woken
+    _look(host, step.unit, step.looks, journal, left_awake)
 
 
 def look(host: Host, unit: str, looks: Sequence[ModeLook], journal: Journal) -> None:
@@ -56,9 +61,19 @@ def look(host: Host, unit: str, looks: Sequence[ModeLook], journal: Journal) -> 
         HostError: the ledger cannot be written.
         StuckError: a store or a read does not return.
     """
-    if not looks:
-        return
-    with waking.awake(host.sysfs, journal, unit, [found.address for found in looks]):
+    if looks:
+        _look(host, unit, looks, journal)
+
+
+def _look(
+    host: Host,
+    unit: str,
+    looks: Sequence[ModeLook],
+    journal: Journal,
+    left_awake: Iterable[PciAddress] = (),
+) -> None:
+    addresses = dict.fromkeys((*(found.address for found in looks), *left_awake))
+    with waking.awake(host.sysfs, journal, unit, addresses):
         remember(host.sysfs, unit, looks, journal)
 
 

@@ -26,9 +26,9 @@ def plan(blueprint: str, inventory: Inventory, ledger: Ledger, units: Iterable[U
             continue
         functions = [known[f.address] for f in unit.functions if f.address in known]
         looks = confidential.looks(functions)
-        if looks and (entry.cc_mode is None or entry.woken):
+        if entry.woken or (looks and entry.cc_mode is None):
             addresses = tuple(function.address for function in functions)
-            why = "nobody knows it" if entry.cc_mode is None else "it was left awake"
+            why = "it was left awake" if entry.woken else "nobody knows it"
             steps.append(ReadMode(unit=unit.id, addresses=addresses, looks=looks, reason=why))
     return Plan(blueprint=blueprint, steps=tuple(steps))
 
