@@ -212,6 +212,19 @@ def taken_by_another(unit: Unit, pool: Pool) -> Finding:
     )
 
 
+def unread(now: Situation, entry: LedgerEntry) -> Finding | None:
+    """Object to forgetting where a function came from that is there and cannot be read."""
+    there = {str(f.address) for f in entry.functions if f.address not in now.functions}
+    for problem in now.inventory.problems:
+        if problem.subject in there:
+            return refusal(
+                entry.unit,
+                f"{problem.reason}; it is ours, and left as it is until it can be read",
+                "see the kernel's log; if the device is lost, take it off the bus",
+            )
+    return None
+
+
 def exchanged(now: Situation, entry: LedgerEntry) -> Finding | None:
     """Object to giving back another card than the one that was taken."""
     for function in reversed(entry.functions):

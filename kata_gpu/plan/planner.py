@@ -152,6 +152,8 @@ class _Draft:
         for entry in self._now.ledger.entries:
             if entry.unit in known | self._considered:
                 continue
+            if self._objects(objections.unread(self._now, entry)):
+                continue
             if not any(f.address in self._now.functions for f in entry.functions):
                 self.findings.append(objections.gone(entry.unit))
             elif entry.stage is Stage.RELEASING:
@@ -162,7 +164,7 @@ class _Draft:
     def release(self, entry: LedgerEntry, reason: str) -> None:
         """Add the way back to the original drivers, last function first."""
         now = self._now
-        if self._objects(self._stuck(entry)):
+        if self._objects(self._stuck(entry) or objections.unread(now, entry)):
             return
         moves = now.way_back(entry)
         if self._objects(
@@ -230,6 +232,8 @@ class _Draft:
 
     def _unclaim(self, unit: Unit, entry: LedgerEntry) -> None:
         """Give back what no claim asks for any more; clean it first, as for another tenant."""
+        if self._objects(objections.unread(self._now, entry)):
+            return  # it would count as clean with a function that was not reset
         step = cleaning.before_return(self._now, unit, entry)
         if step is None:
             self.release(entry, "no claim asks for it")

@@ -149,6 +149,17 @@ def claim_goes_after_its_vm(root: Path) -> tuple[Node, Plan]:
 
 
 @scenario
+def claim_goes_and_a_gpu_cannot_be_read(root: Path) -> tuple[Node, Plan]:
+    """The unit is not clean with a GPU that is not reset, and waits until it can be."""
+    node = Node(nodes.bridge_pair(root))
+    node.claimed = frozenset({nodes.BRIDGED[0]})
+    node.apply(CLAIMED)
+    node.know(nodes.BRIDGED[0], is_used=True)
+    node.kernel.unreadable(nodes.BRIDGED[1], "numa_node")
+    return waiting(node), node.plan(CLAIMED)
+
+
+@scenario
 def claim_goes_while_its_vm_runs(root: Path) -> tuple[Node, Plan]:
     """No pod is given it any more, and nobody takes it from the VM."""
     node = claimed_alone(root)

@@ -63,6 +63,31 @@ def ignored_by_another_name(root: Path) -> tuple[Node, Plan]:
 
 
 @scenario
+def host_mode_with_an_unread_companion(root: Path) -> tuple[Node, Plan]:
+    """What is there and cannot be read is not forgotten: nothing else knows its way back."""
+    node = Node(nodes.gpu_with_audio(root))
+    node.apply(blueprint(GPUS))
+    node.kernel.unreadable(nodes.AUDIO, "numa_node")
+    return node, node.plan(blueprint(REST_TO_HOST))
+
+
+@scenario
+def release_of_an_unread_unit(root: Path) -> tuple[Node, Plan]:
+    """Nor is a whole unit, as one that is gone from the bus would be."""
+    node = bound(root)
+    node.kernel.unreadable(nodes.GPU, "numa_node")
+    return node, node.release()
+
+
+@scenario
+def unread_unit_that_no_pool_selects(root: Path) -> tuple[Node, Plan]:
+    """It is not said to be gone."""
+    node = bound(root)
+    node.kernel.unreadable(nodes.GPU, "numa_node")
+    return node, node.plan(blueprint(REST_TO_HOST))
+
+
+@scenario
 def host_mode_on_a_foreign_unit(root: Path) -> tuple[Node, Plan]:
     """Where somebody else bound it nobody knows the way back."""
     node = Node(nodes.single_gpu(root))
