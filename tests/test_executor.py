@@ -108,6 +108,17 @@ def take(kernel: FakeKernel, *steps: Step) -> Report:
     )
 
 
+def meanwhile(kernel: FakeKernel, change: Callable[[], None]) -> Report:
+    """Converge, with a change to the host between the plan and the first move."""
+
+    def run(argv: Sequence[str], *, timeout_s: float) -> str:
+        change()
+        return kernel.run(argv, timeout_s=timeout_s)
+
+    host = replace(kernel.host, run=run)
+    return node.converge(host, SETTINGS, EVERY_GPU, journal_of(kernel.host)).report
+
+
 # The ledger
 
 
@@ -514,3 +525,35 @@ def test_an_end_between_two_steps_is_mended_too(tmp_path: Path, turn: str, call:
     assert not release(kernel).failures
     assert is_home(kernel)
     assert not kernel.host.path(CDI).exists()
+
+
+# What changes between the plan and a move
+
+
+def test_the_original_is_what_was_there_at_the_move(kernel: FakeKernel) -> None:
+    override = f"bus/pci/devices/{GPU}/driver_override"
+    assert not meanwhile(kernel, lambda: kernel.write(override, "nvidia")).failures
+    assert originals(kernel) == {GPU: Binding("nvidia", "nvidia")}
+    assert not release(kernel).failures
+    assert state(kernel) == {GPU: Binding("nvidia", "nvidia")}
+
+
+def test_what_the_host_gave_to_another_driver_is_not_taken_from_it(kernel: FakeKernel) -> None:
+    kernel.write("bus/pci/drivers/nvidia/unbind", str(GPU))
+    (failure,) = meanwhile(
+        kernel, lambda: kernel.write("bus/pci/drivers/nvidia/bind", str(GPU))
+    ).failures
+    assert failure.detail == (
+        f"cannot move {GPU}: it has nvidia, and had no driver when that was planned; it is tried "
+        f"again later"
+    )
+    assert (entry(kernel), is_home(kernel)) == (None, True)
+    assert not bind(kernel).failures
+    assert originals(kernel) == {GPU: HOME[GPU]}
+
+
+def test_what_the_load_of_the_module_gave_it_is_no_change(kernel: FakeKernel) -> None:
+    kernel.write("bus/pci/drivers/nvidia/unbind", str(GPU))
+    kernel.write(f"bus/pci/devices/{GPU}/driver_override", "vfio-pci")
+    assert not bind(kernel).failures
+    assert originals(kernel) == {GPU: Binding(None, "vfio-pci")}

@@ -9,6 +9,7 @@ from kata_gpu.act.journal import Journal
 from kata_gpu.act.nvidia import Gpus
 from kata_gpu.errors import HeldError, HostError, VerificationError
 from kata_gpu.host import Host
+from kata_gpu.host.sysfs import Sysfs
 from kata_gpu.model.ledger import LedgerEntry, Stage
 from kata_gpu.model.plan import MoveGroup
 
@@ -18,8 +19,8 @@ def move(host: Host, step: MoveGroup, journal: Journal, looks: Looks) -> None:
 
     Raises:
         HeldError: somebody uses a function; HostError or VerificationError: the kernel or
-            NVML would not. Everything is where it was, in the ledger too; but a unit that is
-            back and whose GPUs NVML does not let go stays in the ledger.
+            NVML would not, or the plan is of before a change. Everything is where it was, in the
+            ledger too; but a unit that is back and whose GPUs NVML does not let go stays in it.
         RollbackError: a function is in between. StuckError: a store does not return. The
             ledger still says what was begun.
     """
@@ -30,8 +31,9 @@ def move(host: Host, step: MoveGroup, journal: Journal, looks: Looks) -> None:
     leaving = [found.address for found in changing if found.before.driver == nvidia.DRIVER]
     gpus = nvidia.look(host, leaving, resumed=before is not None)
     holders.refuse_if_at_work(host, gpus)
-    had_persistence = step.entry.had_persistence or any(g.persistence for g in gpus.values())
-    entry = replace(_with_memory(step.entry, gpus), had_persistence=had_persistence)
+    taken = step.entry if before is not None else _as_it_is(host.sysfs, step)
+    had_persistence = taken.had_persistence or any(g.persistence for g in gpus.values())
+    entry = replace(_with_memory(taken, gpus), had_persistence=had_persistence)
     journal.update(lambda ledger: ledger.with_entry(entry))
 
     def last_check() -> None:
@@ -57,6 +59,34 @@ def move(host: Host, step: MoveGroup, journal: Journal, looks: Looks) -> None:
     journal.update(lambda ledger: ledger.with_entry(replace(entry, stage=Stage.BOUND)))
     if changing and not entry.is_used:  # else somebody may have it, and it is cleaned first
         cc_mode.look(host, unit, step.looks, journal)
+
+
+def _as_it_is(sysfs: Sysfs, step: MoveGroup) -> LedgerEntry:
+    """Return the entry of what was not ours with the originals of this moment.
+
+    Modules are loaded and services stopped between the plan and this, and a node that boots
+    loads drivers too. What the load of VFIO's driver gave it at once is as it was planned.
+
+    Raises:
+        HostError: the host gave a function to another driver, or took it from one; what users
+            that driver has was not looked for.
+    """
+    planned = {found.address: found.before for found in step.moves}
+    now = binding.read_all(sysfs, planned)
+    for address, before in planned.items():
+        if now[address].driver == before.driver:
+            continue
+        if not sysfs.names(f"bus/pci/devices/{address}/vfio-dev"):
+            raise HostError(
+                f"cannot move {address}: it has {now[address]}, and had {before} when that was "
+                f"planned; it is tried again later"
+            )
+        del now[address]
+    functions = tuple(
+        replace(function, original=now.get(function.address, function.original))
+        for function in step.entry.functions
+    )
+    return replace(step.entry, functions=functions)
 
 
 def _with_memory(entry: LedgerEntry, gpus: Gpus) -> LedgerEntry:
