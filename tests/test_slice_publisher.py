@@ -473,6 +473,28 @@ def test_watches_that_break_are_begun_again_from_where_they_were(
     run(main)
 
 
+def test_watches_that_break_after_a_while_are_no_failures(
+    api: ApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As behind a proxy that cuts a connection on which nothing is said for half a minute."""
+
+    async def main() -> None:
+        async with publishing(api, tmp_path, replace(SOON, watch_held_s=0.1)) as publisher:
+            publisher.update(EIGHT)
+            await until(lambda: has(api, EIGHT) and api.watches())
+            for _ in range(10):  # with pauses that grow, the last of them would be of 25 s
+                await asyncio.sleep(0.15)
+                watches = api.watches()
+                api.reset_watches()
+                await watched(api, watches)
+            assert publisher.trouble is None
+            publisher.update(EIGHT[1:])
+            await shows(api, EIGHT[1:])
+
+    run(main)
+    assert "cannot watch" not in caplog.text
+
+
 def test_watches_that_end_at_once_do_not_follow_without_a_pause(
     api: ApiServer, tmp_path: Path
 ) -> None:

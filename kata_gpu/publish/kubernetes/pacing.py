@@ -31,6 +31,9 @@ class Pacing:
     watch_s: tuple[int, int] = (300, 600)
     """Shortest and longest time of a watch: they shall not all end together."""
 
+    watch_held_s: float = 10.0
+    """What breaks after so long is no failure: a proxy may cut a watch that has nothing to tell."""
+
     retry_s: float = 1.0
     retry_max_s: float = 300.0
     now: Callable[[], float] = time.monotonic
@@ -38,6 +41,10 @@ class Pacing:
     def start_delay_s(self) -> float:
         """Return how long this agent waits before it first asks."""
         return _RANDOM.uniform(0, self.start_spread_s)
+
+    def retry_delay_s(self) -> float:
+        """Return how long to wait before what is cut by the way is begun again."""
+        return self.retry_s * _RANDOM.uniform(0.5, 1.0)
 
     def watch_timeout_s(self) -> int:
         """Return how long the next watch lasts."""

@@ -119,6 +119,7 @@ class SlicePublisher:
     async def _follow(self) -> None:
         """Hold the slices to the devices, one watch after another, until a list is needed."""
         while True:
+            began_s = self._pacing.now()
             watch = self._client.watch_slices(
                 self._driver,
                 self._node,
@@ -130,12 +131,18 @@ class SlicePublisher:
                 await self._hold(watch)
             finally:
                 watch.close()
-            if isinstance(watch.failure, ExpiredError):
-                raise watch.failure  # to list again, after a pause
-            if watch.failure is not None:
-                await asyncio.sleep(self._reading.failed(watch.failure))
-            else:
-                self._reading.succeeded()
+            is_held = watch.is_begun and self._pacing.now() - began_s >= self._pacing.watch_held_s
+            match watch.failure:
+                case None:
+                    self._reading.succeeded()
+                case ExpiredError() as error:
+                    raise error  # to list again, after a pause
+                case error if is_held and not isinstance(error, TooManyRequestsError):
+                    log.debug("begin again: %s", error)
+                    self._reading.succeeded()
+                    await asyncio.sleep(self._pacing.retry_delay_s())
+                case error:
+                    await asyncio.sleep(self._reading.failed(error))
 
     async def _hold(self, watch: Watch) -> None:
         while True:
