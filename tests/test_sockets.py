@@ -1,12 +1,14 @@
 """A socket is served from a moment to another, whatever happens between them."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
 import pytest
 
 from kata_gpu.errors import HostError
@@ -61,6 +63,35 @@ def test_a_link_in_place_of_a_socket_is_not_followed(short_path: Path) -> None:
     with pytest.raises(HostError, match="somebody put something else there"):
         listeners.restrict(path, 0o600)
     assert victim.stat().st_mode & 0o777 == 0o644
+
+
+SETTINGS: Final = b"\0\0\0\4\0\0\0\0\0"
+GOAWAY: Final = b"\0\0\x08\7\0\0\0\0\0" + bytes(8)
+
+
+def test_a_peer_that_is_about_to_end_is_not_asked_again_and_again(short_path: Path) -> None:
+    """It says so and does not hang up: grpc would ask until the deadline, with 400 MiB a second."""
+    path = short_path / "s.sock"
+
+    async def main() -> None:
+        client = sockets.Client(path)
+        request = pods.ListPodResourcesRequest()
+        asking = client.ask(pods, "PodResourcesLister.List", request, timeout_s=1)
+        asked = asyncio.create_task(asking)
+        loop = asyncio.get_running_loop()
+        peer, _ = await loop.sock_accept(listening)
+        with peer:
+            await loop.sock_sendall(peer, SETTINGS + GOAWAY)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await asked
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await client.close()
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        listening.setblocking(False)
+        asyncio.run(main())
 
 
 SWAP: Final = """

@@ -31,7 +31,11 @@ _OPTIONS: Final = (
     ("grpc.max_send_message_length", MESSAGE_MAX_BYTES),
     ("grpc.so_reuseport", 0),
 )
-_RECONNECT: Final = (  # kubelet is back within seconds; grpc's own patience grows to minutes
+_ASKING: Final = (
+    # What meets a peer that is about to end grpc would ask again, at once and without bounds: until
+    # the call's deadline, with hundreds of MiB for each second.
+    ("grpc.enable_retries", 0),
+    # kubelet is back within seconds; grpc's own patience grows to minutes
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
@@ -121,7 +125,7 @@ class Client:
         self.path = path
         self._channel = grpc.aio.insecure_channel(
             _address(path),
-            options=(*_OPTIONS, *_RECONNECT, ("grpc.default_authority", "localhost")),
+            options=(*_OPTIONS, *_ASKING, ("grpc.default_authority", "localhost")),
         )
 
     async def ask(
