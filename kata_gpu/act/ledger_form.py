@@ -19,6 +19,7 @@ from kata_gpu.model.ledger import (
     Stage,
 )
 from kata_gpu.model.pci import Binding, PciAddress
+from kata_gpu.model.text import printable
 
 SCHEMAS: Final = (SCHEMA - 1, SCHEMA)
 """What can be read; the last is what is written."""
@@ -122,7 +123,7 @@ def _unit(entry: LedgerEntry) -> dict[str, Any]:
 
 def _plain(text: str) -> str:
     """Return a reason as it may be read again: a kernel's or device's word may be in it."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:_TEXT_MAX]
+    return printable(text)[:_TEXT_MAX]
 
 
 def _entry(unit: dict[str, Any]) -> LedgerEntry:

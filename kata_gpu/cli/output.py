@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kata_gpu.model.text import printable as printable_text
+
 FORMATS: Final = ("table", "wide", "json", "yaml")
 _GAP: Final = "  "
 _COLOURS: Final = {
@@ -71,7 +73,7 @@ def printable(value: Any) -> Any:
     """Return a text, or all texts of a document, without what could steer a terminal."""
     match value:
         case str():
-            return "".join(c if c.isprintable() else "?" for c in value)
+            return printable_text(value)
         case Tinted(text=text, colour=colour):
             return Tinted(printable(text), colour)
         case list():

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from kata_gpu.model.text import printable
+
 PLACES: Final = ("/usr/share/hwdata/pci.ids", "/usr/share/misc/pci.ids")
 
 _NEXT_VENDOR: Final = re.compile(rb"\n[0-9a-fC]")
@@ -42,8 +44,7 @@ class PciIds:
         return len(self._data) if end < 0 else end
 
     def _line(self, start: int, end: int) -> str:
-        text = self._data[start:end].decode("utf-8", "replace").strip()
-        return "".join(c if c.isprintable() else "?" for c in text)
+        return printable(self._data[start:end].decode("utf-8", "replace").strip())
 
 
 @contextmanager

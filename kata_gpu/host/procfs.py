@@ -26,6 +26,7 @@ from typing import Final
 from kata_gpu.errors import HostError
 from kata_gpu.model.holder import How
 from kata_gpu.model.pci import PciAddress
+from kata_gpu.model.text import printable
 
 _MAPPING: Final = re.compile(
     rb"^([0-9a-f]+-[0-9a-f]+) \S{4} [0-9a-f]+ ([0-9a-f]+:[0-9a-f]+ [1-9][0-9]* +(.*))$",
@@ -159,7 +160,7 @@ def commands(proc: Path) -> dict[int, str]:
 
 def _command(proc: Path, pid: int) -> str:
     text = _text(proc / f"{pid}/comm").strip()
-    return "".join(c if c.isprintable() else "?" for c in text) or "?"
+    return printable(text) or "?"
 
 
 class _Scan:

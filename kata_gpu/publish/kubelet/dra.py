@@ -19,6 +19,7 @@ from typing import Any, Final
 from kata_gpu.errors import HeldError, KataGpuError
 from kata_gpu.host import locks
 from kata_gpu.model.kubernetes import DRIVERS, Device, Door
+from kata_gpu.model.text import printable
 from kata_gpu.publish.kubelet import device_health, plugin_sockets
 from kata_gpu.publish.kubelet.checkpoint import Checkpoint
 from kata_gpu.publish.kubelet.device_health import HealthStream
@@ -273,7 +274,7 @@ async def _each(
 
 def _line(text: str) -> str:
     """Return an error as the text of an event: on one line, for it may repeat a claim's words."""
-    return "".join(c if c.isprintable() else "?" for c in text[:_ERROR_MAX])
+    return printable(text[:_ERROR_MAX])
 
 
 def _prepared(wire: Any, prepared: PreparedClaim | None) -> Any:

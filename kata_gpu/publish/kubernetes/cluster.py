@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from kata_gpu.errors import HostError
+from kata_gpu.model.text import one_line
 from kata_gpu.publish.kubernetes import library
 
 PAGE: Final = 500
@@ -111,5 +112,4 @@ def _object(raw: bytes, path: str, status: int) -> dict[str, Any]:
 
 
 def _clip(text: str) -> str:
-    line = "".join(c if c.isprintable() else " " for c in text[: 2 * _TEXT_MAX])
-    return " ".join(line.split())[:_TEXT_MAX]
+    return one_line(text[: 2 * _TEXT_MAX])[:_TEXT_MAX]

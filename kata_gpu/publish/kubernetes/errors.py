@@ -4,6 +4,7 @@ import json
 from typing import Final
 
 from kata_gpu.errors import KataGpuError
+from kata_gpu.model.text import one_line
 
 TEXT_MAX: Final = 500
 """Characters of an answer that an error repeats."""
@@ -83,7 +84,6 @@ def text_of(raw: bytes) -> str:
 
 def clip(text: str) -> str:
     """Return a text of somebody else's on one line, without what could steer a terminal."""
-    line = "".join(c if c.isprintable() else " " for c in text[:_LOOKED_AT])
-    words = " ".join(line.split())
+    words = one_line(text[:_LOOKED_AT])
     is_whole = len(words) <= TEXT_MAX and len(text) <= _LOOKED_AT
     return words if is_whole else f"{words[:TEXT_MAX]}…"

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from kata_gpu.errors import HostError, InvalidBlueprint
 from kata_gpu.host import files
+from kata_gpu.model.text import printable
 
 FILE_MAX_BYTES: Final = 64 << 20
 YAML_MAX_BYTES: Final = 1 << 20
@@ -82,7 +83,7 @@ def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "set_int_max_str_digits" in text:  # Python's own advice is none to who has the file
         return "it has a number of more digits than any that counts"
-    return "".join(c if c.isprintable() else "?" for c in text[:_SHOWN])
+    return printable(text[:_SHOWN])
 
 
 def _parts(tree: Any, where: str) -> Iterator[Document]:
