@@ -14,7 +14,7 @@ from kata_gpu.agent import temporaries
 from kata_gpu.host import Host, detour, files, paths
 from kata_gpu.model.kubernetes import DRIVERS
 from kata_gpu.model.ledger import Ledger
-from kata_gpu.publish.kubelet.device_metadata import FOLDER, DeviceMetadata
+from kata_gpu.publish.kubelet.device_metadata import FOLDER, DeviceMetadata, is_spec
 from kata_gpu.publish.kubelet.prepared import Home
 from kata_gpu.settings.agent import Kubernetes, Settings
 
@@ -22,9 +22,7 @@ _OURS: Final = "kata-gpu"
 _IN_PLUGINS: Final = re.compile(
     r"checkpoint\.json|serialize\.lock|agent-[^/]+\.lock|dra-[^/]+\.sock|\.kata-gpu-[0-9a-f]+"
 )
-_ANY_DRIVER: Final = "|".join(map(re.escape, DRIVERS))
-_IN_REGISTRY: Final = re.compile(rf"({_ANY_DRIVER})-[^/]+-reg\.sock")
-_IN_CDI: Final = re.compile(rf"({_ANY_DRIVER})_metadata_[^/]+\.json")
+_IN_REGISTRY: Final = re.compile(rf"({'|'.join(map(re.escape, DRIVERS))})-[^/]+-reg\.sock")
 _IN_DEVICE_PLUGINS: Final = re.compile(r"kata-gpu-.+-[0-9a-z]{1,32}\.sock")
 
 
@@ -91,7 +89,10 @@ def _plugins(settings: Settings) -> tuple[str, ...]:
 
 
 def _of_claims(host: Host, settings: Settings) -> Iterator[str]:
-    """Yield the folders of what workloads may read of their devices."""
+    """Yield what workloads may read of their devices: the specs that mount it, and the folders."""
+    for name in files.names(host.path(settings.cdi_directory)):
+        if any(is_spec(name, driver) for driver in DRIVERS):
+            yield f"{settings.cdi_directory}/{name}"
     for directory in _plugins(settings):
         if paths.is_there(host.path(f"{directory}/{FOLDER}")):
             yield f"{directory}/{FOLDER}"
@@ -107,7 +108,6 @@ def _near_kubelet(host: Host, settings: Settings) -> Iterator[str]:
         **dict.fromkeys(_plugins(settings), _IN_PLUGINS),
         f"{kubelet}/plugins_registry": _IN_REGISTRY,
         f"{kubelet}/device-plugins": _IN_DEVICE_PLUGINS,
-        settings.cdi_directory: _IN_CDI,
     }
     for directory, pattern in places.items():
         for name in files.names(host.path(directory)):

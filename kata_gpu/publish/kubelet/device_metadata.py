@@ -38,6 +38,11 @@ _POD_CLAIM: Final = "resource.kubernetes.io/pod-claim-name"
 _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
+def is_spec(name: str, driver: str) -> bool:
+    """Tell whether a file of the CDI directory is one that mounts what is a driver's."""
+    return name.startswith(f"{driver}_metadata_") and name.endswith(".json")
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceMetadata:
     """Writes and removes the files of one driver."""
@@ -88,9 +93,8 @@ class DeviceMetadata:
             for claim in claims.values()
             for request in _requests(claim)
         }
-        start = f"{self.home.driver}_metadata_"
         for name in files.names(self.cdi_directory):
-            if name.startswith(start) and name.endswith(".json") and name not in known:
+            if is_spec(name, self.home.driver) and name not in known:
                 files.remove(self.cdi_directory / name)
         folders = {self._folder(claim).name for claim in claims.values()}
         for name in files.names(self._folders):

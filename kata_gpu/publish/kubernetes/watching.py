@@ -38,7 +38,6 @@ class Watch:
         self._response: Any = None
         self._guard = threading.Lock()
         self._is_closed = False
-        self._began_s = 0.0
         self._thread = threading.Thread(target=self._read, name="watch", daemon=True)
         self.failure: ApiError | None = None
         """Why it ended; None while it runs, and when the server ended it in its time."""
@@ -68,7 +67,7 @@ class Watch:
         self._end(self)
 
     def _read(self) -> None:
-        self._began_s = time.monotonic()
+        began_s = time.monotonic()
         try:
             response = self._begin()
             with self._guard:
@@ -76,7 +75,7 @@ class Watch:
                 self._response = response if is_wanted else None
             try:
                 if is_wanted:
-                    self._hear(response)
+                    self._hear(response, began_s)
             finally:
                 response.close()
         except ApiError as error:
@@ -92,7 +91,7 @@ class Watch:
         self._end(self)
         self._wake()
 
-    def _hear(self, response: Any) -> None:
+    def _hear(self, response: Any, began_s: float) -> None:
         if response.status != 200:  # noqa: PLR2004 - success
             again = response.headers.get("Retry-After")
             raise refusal(_WHAT, response.status, response.read(_LINE_MAX_BYTES), again)
@@ -105,7 +104,7 @@ class Watch:
             self._told.append(_event(json.loads(line)))
             has_told = True
             self._wake()
-        if not has_told and time.monotonic() - self._began_s < _SHORTEST_S:
+        if not has_told and time.monotonic() - began_s < _SHORTEST_S:
             raise ApiError(f"cannot {_WHAT}: the server ended it at once")
 
 

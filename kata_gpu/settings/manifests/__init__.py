@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 from kata_gpu.errors import InvalidBlueprint
 from kata_gpu.model.blueprint import Blueprint
+from kata_gpu.model.text import printable
 from kata_gpu.plan.simulate import offered
 from kata_gpu.plan.simulate.values import (
     Claim,
@@ -115,12 +116,12 @@ def _take(found: _Found, document: Document) -> None:
         raise InvalidBlueprint(f"cannot use {document.origin}: apiVersion or kind is missing")
     known = _KINDS.get(kind)
     if known is None or _group(version) not in {_group(each) for each in known}:
-        name = _printable(f"{kind} of {version}")
+        name = printable(f"{kind} of {version}"[:_SHOWN])
         found.passed_over.setdefault(name, []).append(document.origin)
         return
     if version not in known:
         raise InvalidBlueprint(
-            f"cannot use {document.origin}: apiVersion is {_printable(version)}: expected "
+            f"cannot use {document.origin}: apiVersion is {printable(version[:_SHOWN])}: expected "
             f"{' or '.join(known)} for a {kind}"
         )
     _PARSERS[kind](found, _named(found, kind, document))
@@ -149,22 +150,16 @@ def _group(version: str) -> str:
     return version.rpartition("/")[0]
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:_SHOWN])
-
-
-def _take_pods(parse: Callable[[Document], tuple[list[Pod], list[str]]]) -> Any:
-    def take(found: _Found, document: Document) -> None:
-        made, notes = parse(document)
-        found.pods += made
-        found.note(notes)
-
-    return take
+def _take_pod(found: _Found, document: Document) -> None:
+    made, notes = pods.pod_of(document)
+    found.pods += made
+    found.note(notes)
 
 
 def _take_workload(found: _Found, document: Document) -> None:
-    _take_pods(pods.pods_of)(found, document)
-    gang = pods.gang_of(document)
+    made, notes, gang = pods.pods_of(document)
+    found.pods += made
+    found.note(notes)
     found.groups += [] if gang is None else [gang]
 
 
@@ -191,7 +186,7 @@ def _take_rule(found: _Found, document: Document) -> None:
 
 
 _PARSERS: Final[dict[str, Callable[[_Found, Document], None]]] = {
-    "Pod": _take_pods(pods.pod_of),
+    "Pod": _take_pod,
     **dict.fromkeys(("Deployment", "StatefulSet", "ReplicaSet", "Job"), _take_workload),
     "DeviceTaintRule": _take_rule,
     "Node": lambda found, document: found.nodes.append(cluster.node_of(document)),

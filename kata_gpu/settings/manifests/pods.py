@@ -204,8 +204,14 @@ def pod_of(document: Document) -> tuple[list[values.Pod], list[str]]:
     return [made], _notes(found.spec, f"pod {made.name}") if made.node is None else []
 
 
-def pods_of(document: Document) -> tuple[list[values.Pod], list[str]]:
-    """Return all pods that a workload makes."""
+def pods_of(
+    document: Document,
+) -> tuple[list[values.Pod], list[str], values.PodGroup | None]:
+    """Return all pods that a workload makes, what of it is not simulated, and the gang they are.
+
+    Raises:
+        InvalidBlueprint: it is none, or a gang of no number that KAI takes.
+    """
     found = validate(document, WorkloadObject)
     kind = str(document.tree["kind"])
     spec = found.spec
@@ -220,24 +226,20 @@ def pods_of(document: Document) -> tuple[list[values.Pod], list[str]]:
     origin = f"{kind} {found.metadata.full}"
     made = _pod(metadata, spec.template.spec, origin)
     notes = _notes(spec.template.spec, origin)
-    gang = gang_of(document)
+    gang = _gang(document, found)
     if gang is not None:
         made = replace(made, group=gang.name)
     if made.scheduler == values.KAI and TOPOLOGY_ANNOTATION in found.metadata.annotations:
         notes.append(f"{origin}: {TOPOLOGY_ANNOTATION} is not simulated")
     pods = [made.called(f"{found.metadata.full}-{number}") for number in range(count)]
-    return pods, notes
+    return pods, notes, gang
 
 
-def gang_of(document: Document) -> values.PodGroup | None:
+def _gang(document: Document, found: WorkloadObject) -> values.PodGroup | None:
     """Return the gang that KAI makes of a Job whose annotation says how many start together.
 
     None for any other workload, and for one whose pods name a PodGroup of their own.
-
-    Raises:
-        InvalidBlueprint: it says no number that KAI takes.
     """
-    found = validate(document, WorkloadObject)
     said = found.metadata.annotations.get(MEMBERS_ANNOTATION)
     template = found.spec.template
     if (
