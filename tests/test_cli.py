@@ -7,7 +7,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import pytest
 import yaml
@@ -380,35 +380,31 @@ def test_settings_that_were_named_must_be_there(tmp_path: Path) -> None:
     assert "none.toml: it does not exist" in complaint(done)
 
 
+def printed_to(stdout: IO[bytes], home: Path, form: str) -> tuple[int, bytes]:
+    """Return status and complaint of an inventory whose reader is *stdout*."""
+    done = subprocess.run(
+        [*COMMAND, "inventory", "-o", form, "--root", str(home)],
+        check=False,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    return done.returncode, done.stderr
+
+
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_a_reader_that_has_seen_enough_is_no_trouble(home: Path, form: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as broken:  # noqa: PTH123 - a descriptor
-        done = subprocess.run(
-            [*COMMAND, "inventory", "-o", form, "--root", str(home)],
-            check=False,
-            stdout=broken,
-            stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
-        )
-    assert done.stderr == b""
-    assert done.returncode == 1
+        assert printed_to(broken, home, form) == (1, b"")
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_a_full_disk_for_what_is_printed_is_one_line(home: Path, form: str) -> None:
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [*COMMAND, "inventory", "-o", form, "--root", str(home)],
-            check=False,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
-        )
     said = b"kata-gpu: cannot write all that it has to say: No space left on device\n"
-    assert done.stderr == said
-    assert done.returncode == 1
+    with Path("/dev/full").open("wb") as full:
+        assert printed_to(full, home, form) == (1, said)
 
 
 # What a verb does not pay for

@@ -26,6 +26,7 @@ from tests.waiting import Clock, until
 RULES: Final = SliceRules(settle=taints.settle, plan=slices.plan, differences=slices.differences)
 SOON: Final = Pacing(start_spread_s=0, sync_delay_s=0.05, retry_s=0.05, watch_s=(300, 600))
 EIGHT: Final = tuple(gpu(bus) for bus in range(1, 9))
+TAINTED: Final = tuple(map(with_taint, EIGHT))
 
 
 @pytest.fixture
@@ -521,16 +522,15 @@ def test_fields_that_the_server_drops_are_told_once_and_not_written_again_and_ag
     api: ApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.dropped = {"taints"}
-    tainted = tuple(with_taint(device) for device in EIGHT)
 
     async def main() -> None:
         async with publishing(api, tmp_path) as publisher:
-            publisher.update(tainted)
+            publisher.update(TAINTED)
             await until(lambda: has(api, EIGHT) and api.watches())
             for turn in range(100):
-                publisher.update([replace(d, reason=str(turn)) for d in tainted])
+                publisher.update([replace(d, reason=str(turn)) for d in TAINTED])
                 await asyncio.sleep(0)
-            publisher.update(tainted[1:])
+            publisher.update(TAINTED[1:])
             await shows(api, EIGHT[1:])
             await asyncio.sleep(0.2)
         assert writes(api) == ["POST", "PUT"]
@@ -547,11 +547,10 @@ def test_what_the_server_dropped_of_a_slice_is_forgotten_with_the_slice(
     api: ApiServer, tmp_path: Path
 ) -> None:
     api.dropped = {"taints"}
-    tainted = tuple(with_taint(device) for device in EIGHT)
 
     async def main() -> None:
         async with publishing(api, tmp_path) as publisher:
-            publisher.update(tainted)
+            publisher.update(TAINTED)
             await shows(api, EIGHT)
             for _ in range(3):
                 await until(lambda: api.wipe("node-1") or has(api, EIGHT))
